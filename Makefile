@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# The front door. Every target does all of its own set-up; expensive results lie in a cache outside the tree
+# (UNUM_CACHE, default ~/.cache/unum). `make BENCH=1 all` builds into build/bench/ what only measurements and
+# control tests may have.
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+
+CARGO := vm/rust cargo
+TARGET := target/x86_64-unknown-linux-gnu
+BUILD := build$(if $(BENCH),/bench)
+USER := ssid ssictl $(if $(BENCH),,agent switch)
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+all: kmod user ## build the module, the daemon and the tools into build/
+
+kmod: ## build build/ssi.ko for the stock kernel
+	@vm/kmod $(if $(BENCH),--bench)
+
+user: ## build the programs of user space, static
+	@echo "unum: building the programs of user space" >&2
+	@$(CARGO) build --quiet --release --locked --package ssid --package ssictl --package unum-vm \
+		$(if $(BENCH),--features ssid/bench --target-dir target/bench)
+	@mkdir -p $(BUILD)
+	@cd target/$(if $(BENCH),bench/)x86_64-unknown-linux-gnu/release && install -C -t $(CURDIR)/$(BUILD) $(USER)
+
+vm: ## build what VMs boot from
+	@$(CARGO) build --quiet --release --locked --package unum-vm
+	@mkdir -p build
+	@cd $(TARGET)/release && install -C -t $(CURDIR)/build agent switch
+	@vm/image build/agent >/dev/null
+
+check: ## formats, lints, host tests, licences, symbols
+	@vm/kmod --strict
+	@echo "unum: formats" >&2
+	@$(CARGO) fmt --all --check
+	@vm/rust rustfmt --check --edition 2021 kmod/src/ssi_main.rs
+	@vm/rust rustfmt --check --edition 2024 daemon/stub/stub.rs
+	@.ci/lint
+	@echo "unum: lints" >&2
+	@$(CARGO) clippy --quiet --workspace --all-targets --locked -- -D warnings
+	@$(MAKE) host-test
+	@echo "unum: licences and bans" >&2
+	@vm/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
+
+host-test: ## the tests that need no VM
+	@echo "unum: host tests" >&2
+	@$(CARGO) test --quiet --workspace --locked
+
+test: all vm host-test ## all tests; the last line counts those in VMs
+	@$(MAKE) BENCH=1 all
+	@tests/run
+
+bench: all vm ## the figures of Documentation/
+	@$(MAKE) BENCH=1 all
+	@tests/bench
+
+demo: all vm ## a program moves between three nodes while it runs
+	@tests/demo
+
+# What cargo does not see has a root of its own.
+fmt: ## format everything
+	@$(CARGO) fmt --all
+	@vm/rust rustfmt --edition 2021 kmod/src/ssi_main.rs
+	@vm/rust rustfmt --edition 2024 daemon/stub/stub.rs
+
+clean: ## remove what was built in the tree; the cache stays
+	@rm -rf build target
+
+.PHONY: help all kmod user vm check host-test test bench demo fmt clean

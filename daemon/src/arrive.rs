@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Migrations at their target: making ready, and forgetting what does not come.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
+
+use tokio::time::Instant;
+
+use crate::digest::Digests;
+use crate::failure::Failure;
+use crate::kmod::Kmod;
+use crate::msg::{self, Prepare, Prepared};
+use crate::proc;
+use crate::stub::{self, Stubs};
+
+/// Migrations that may be on their way here at once.
+const MAX_ARRIVALS: usize = 64;
+/// One that has not come by then does not come. Longer than a source waits for the end of a move.
+const ARRIVE_IN: Duration = Duration::from_secs(180);
+/// Longest wait for a process that was here before to leave its number.
+const LEAVE_IN: Duration = Duration::from_secs(3);
+/// Pause between two looks whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Directories one migration may name.
+const MAX_DIRS: usize = 16;
+/// Longest path.
+const MAX_PATH_BYTES: usize = 4096;
+
+/// A migration that was made ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Arrival {
+    pid: u32,
+    from: NodeId,
+    stub: bool,
+}
+
+/// The migrations on their way here.
+#[derive(Debug)]
+pub struct Arrivals {
+    own: NodeId,
+    module: Kmod,
+    digests: Arc<Digests>,
+    stubs: Arc<Stubs>,
+    expected: Mutex<HashMap<u64, Arrival>>,
+}
+
+impl Arrivals {
+    /// None yet.
+    pub fn new(own: NodeId, module: Kmod, digests: Arc<Digests>, stubs: Arc<Stubs>) -> Arc<Self> {
+        Arc::new(Self {
+            own,
+            module,
+            digests,
+            stubs,
+            expected: Mutex::default(),
+        })
+    }
+
+    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Arrival>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes ready for the process that `from` announces.
+    ///
+    /// # Errors
+    /// A refusal that says why it cannot come.
+    pub async fn prepare(
+        self: &Arc<Self>,
+        from: NodeId,
+        request: Prepare,
+    ) -> Result<Prepared, Failure> {
+        let Prepare {
+            token,
+            pid,
+            home,
+            comm,
+            files,
+            dirs,
+        } = request;
+        let home = check(pid, home, &files, &dirs)?;
+        let record = self.module.process(pid).await.map_err(|e| {
+            Failure::refused(
+                Reason::TargetRefused,
+                format!("{:#}", anyhow::Error::from(e)),
+            )
+        })?;
+        let stub = self.admit(pid, home, record.as_ref())?;
+
+        let equal = self
+            .digests
+            .job(move |digests| {
+                for dir in &dirs {
+                    if !proc::path(dir).is_dir() {
+                        return Err(Failure::refused(
+                            Reason::MissingPath,
+                            String::from_utf8_lossy(dir),
+                        ));
+                    }
+                }
+                Ok(files
+                    .iter()
+                    .map(|f| is_equal(digests, f))
+                    .collect::<Vec<bool>>())
+            })
+            .await
+            .ok_or_else(|| Failure::refused(Reason::TargetRefused, "cannot read files"))??;
+
+        {
+            let mut expected = self.expected();
+            if expected.len() >= MAX_ARRIVALS {
+                return Err(Failure::refused(
+                    Reason::TargetRefused,
+                    "too many processes are arriving",
+                ));
+            }
+            if token == 0
+                || expected.contains_key(&token)
+                || expected.values().any(|a| a.pid == pid)
+            {
+                return Err(Failure::refused(
+                    Reason::TargetRefused,
+                    "it is arriving already",
+                ));
+            }
+            expected.insert(token, Arrival { pid, from, stub });
+        }
+        if stub && let Err(f) = self.start_stub(pid, token).await {
+            self.expected().remove(&token);
+            return Err(f);
+        }
+        tracing::info!(%from, pid, comm, token, "ready for a process");
+        let arrivals = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(ARRIVE_IN).await;
+            arrivals.settle(token).await;
+        });
+        Ok(Prepared { equal })
+    }
+
+    /// Whether the process may come, and whether it needs a stub.
+    fn admit(&self, pid: u32, home: NodeId, record: Option<&ProcRecord>) -> Result<bool, Failure> {
+        let state = record.map(|r| r.state.get());
+        match (home == self.own, state) {
+            // At home its deputy waits.
+            (true, Some(STATE_AWAY)) => Ok(false),
+            (true, _) => Err(Failure::refused(
+                Reason::TargetRefused,
+                "it is not away from this node",
+            )),
+            (false, None) if proc::exists(pid) => Err(Failure::refused(
+                Reason::TargetRefused,
+                format!("the number {pid} is taken on this node"),
+            )),
+            (false, None) => Ok(true),
+            (false, Some(_)) => Err(Failure::refused(
+                Reason::TargetRefused,
+                "it is on this node already",
+            )),
+        }
+    }
+
+    async fn start_stub(&self, pid: u32, token: u64) -> Result<(), Failure> {
+        let deadline = Instant::now() + LEAVE_IN;
+        let text = loop {
+            let stubs = Arc::clone(&self.stubs);
+            match tokio::task::spawn_blocking(move || stubs.start(pid, token)).await {
+                Ok(Ok(())) => return Ok(()),
+                // A stub or guest that was here before has just ended: its number is free in a moment.
+                Ok(Err(stub::Error::Taken(_)))
+                    if self.stubs.has(pid) && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                Ok(Err(e @ stub::Error::Taken(_))) => break e.to_string(),
+                Ok(Err(e)) => {
+                    let text = format!("{:#}", anyhow::Error::from(e));
+                    tracing::error!(pid, "{text}");
+                    break text;
+                }
+                Err(_) => break "cannot start a process".to_owned(),
+            }
+        };
+        Err(Failure::refused(Reason::TargetRefused, text))
+    }
+
+    /// The source says that it does not come.
+    pub async fn cancel(&self, from: NodeId, token: u64) {
+        if self.expected().get(&token).is_some_and(|a| a.from == from) {
+            self.settle(token).await;
+        }
+    }
+
+    /// A peer died: what it announced and did not send does not come.
+    pub async fn died(&self, node: NodeId) {
+        let tokens: Vec<u64> = self
+            .expected()
+            .iter()
+            .filter(|(_, a)| a.from == node)
+            .map(|(t, _)| *t)
+            .collect();
+        for token in tokens {
+            self.settle(token).await;
+        }
+    }
+
+    /// Forgets an arrival. If the process has not come, its stub ends.
+    ///
+    /// The module is asked first: it alone knows whether the stub is the process by now.
+    async fn settle(&self, token: u64) {
+        let Some(arrival) = self.expected().remove(&token) else {
+            return;
+        };
+        let pid = arrival.pid;
+        let Err(e) = self.module.cancel(token).await else {
+            tracing::info!(pid, token, "arrival cancelled");
+            return;
+        };
+        // It does not know the token: the stub has not come to it yet, or is long the process.
+        if e.errno() == Some(libc::ENOENT)
+            && arrival.stub
+            && let Ok(record) = self.module.process(pid).await
+            && record.is_none_or(|r| r.state.get() != STATE_GUEST)
+        {
+            tracing::info!(pid, token, "stub ended");
+            self.stubs.kill(pid);
+        }
+    }
+}
+
+/// Checks a request from a peer; returns the home of the process.
+fn check(pid: u32, home: u32, files: &[msg::File], dirs: &[Vec<u8>]) -> Result<NodeId, Failure> {
+    let wrong = |what: &str| Err(Failure::refused(Reason::TargetRefused, what));
+    let Some(home) = msg::node(home).filter(|h| h.allocates(pid)) else {
+        return wrong("the number of the process is not one of its home");
+    };
+    if files.len() > msg::MAX_FILES || dirs.len() > MAX_DIRS {
+        return wrong("too many files");
+    }
+    let paths = files.iter().map(|f| &f.path).chain(dirs);
+    for path in paths {
+        if !path.starts_with(b"/") || path.len() > MAX_PATH_BYTES || path.contains(&0) {
+            return wrong("a path that is none");
+        }
+    }
+    Ok(home)
+}
+
+fn is_equal(digests: &Digests, file: &msg::File) -> bool {
+    let path = proc::path(&file.path);
+    // The length is compared first: most files that differ are not read.
+    path.metadata()
+        .is_ok_and(|m| m.is_file() && m.len() == file.size)
+        && has_content(digests, &path, file)
+}
+
+fn has_content(digests: &Digests, path: &Path, file: &msg::File) -> bool {
+    digests
+        .of(path)
+        .is_ok_and(|c| c.size_bytes == file.size && c.sha256[..] == file.sha256[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, content: &[u8]) -> msg::File {
+        let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, content)
+            .as_ref()
+            .to_vec();
+        msg::File {
+            path: path.as_bytes().to_vec(),
+            sha256,
+            size: content.len() as u64,
+        }
+    }
+
+    #[test]
+    fn equality_is_of_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "same").unwrap();
+        let path = path.to_str().unwrap();
+        let digests = Digests::default();
+        assert!(is_equal(&digests, &file(path, b"same")));
+        assert!(!is_equal(&digests, &file(path, b"lame")));
+        assert!(!is_equal(&digests, &file(path, b"longer")));
+        assert!(!is_equal(&digests, &file("/nonexistent", b"same")));
+        assert!(!is_equal(
+            &digests,
+            &msg::File {
+                sha256: Vec::new(),
+                ..file(path, b"same")
+            }
+        ));
+        assert!(!is_equal(&digests, &file("/dev/null", b"")));
+    }
+
+    #[test]
+    fn requests_of_peers_are_checked() {
+        let pid = NodeId::new(3).unwrap().first_pid();
+        assert!(check(pid, 3, &[], &[]).is_ok());
+        assert!(check(pid, 2, &[], &[]).is_err());
+        assert!(check(pid, 0, &[], &[]).is_err());
+        assert!(check(17, 3, &[], &[]).is_err());
+        assert!(check(pid, 3, &[file("relative", b"")], &[]).is_err());
+        assert!(check(pid, 3, &[], &[b"/a\0b".to_vec()]).is_err());
+        assert!(check(pid, 3, &vec![file("/a", b""); msg::MAX_FILES + 1], &[]).is_err());
+    }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Decisions without I/O: no clock, no socket, no task. Time is a number of milliseconds since
+//! whenever, given by the caller.
+
+pub mod liveness;
+pub mod migrate;
+pub mod relink;
+pub mod route;

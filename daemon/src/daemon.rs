@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Puts the parts together and keeps them running.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::kmod::{Event, Kmod};
+use crate::net::{Net, Opened};
+use crate::peer::task::Waiting;
+use crate::peer::{Input, Peer};
+use crate::stub::{self, Stubs};
+use crate::tls::Identity;
+use crate::{depart, kmod, proc, serve, tls};
+
+/// Connections that wait for the task of their peer.
+const MAX_OPENED: usize = 64;
+
+/// The daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The module is not there, or is another.
+    #[error(transparent)]
+    Module(#[from] kmod::Error),
+    /// This node cannot prove who it is.
+    #[error(transparent)]
+    Identity(#[from] tls::Error),
+    /// Tools could not reach it.
+    #[error(transparent)]
+    Socket(#[from] serve::Error),
+    /// Other nodes could not reach it.
+    #[error("cannot listen on port {port}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system refuses something every process may do.
+    #[error("{what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Why it cannot start. Once it runs, nothing ends it but a signal.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let config = Arc::new(config);
+    // All that may be wrong with this node is found out before others hear of it.
+    let identity = Identity::load(&config)?;
+    proc::allow_all_numbers().map_err(|source| Error::System {
+        what: "cannot set kernel.pid_max",
+        source,
+    })?;
+    let (module, events) = Kmod::open(config.node).await?;
+    let socket = serve::listen(&config.socket)?;
+    let stop = stopped().map_err(|source| Error::System {
+        what: "cannot wait for signals",
+        source,
+    })?;
+
+    let stubs = Stubs::new(ssi::uapi::DEVICE).map_err(|source| Error::System {
+        what: "cannot keep the stub in memory",
+        source,
+    })?;
+    let stubs = Arc::new(stubs);
+    start(config, identity, module, events, socket, Arc::clone(&stubs)).await?;
+    tokio::spawn(async move {
+        if let Err(e) = stub::reap(stubs).await {
+            tracing::error!("children are not reaped: {e}");
+        }
+    });
+    stop.await;
+    // The links stay with the module: a daemon that starts again finds every guest where it was.
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Starts everything; what was started runs in tasks of its own.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn start(
+    config: Arc<Config>,
+    identity: Identity,
+    module: Kmod,
+    mut events: mpsc::Receiver<Event>,
+    socket: UnixListener,
+    stubs: Arc<Stubs>,
+) -> Result<Arc<Cluster>, Error> {
+    let instance = depart::random().ok_or_else(|| Error::System {
+        what: "no random numbers",
+        source: io::Error::other("no entropy"),
+    })?;
+    let net = Arc::new(Net::new(Arc::clone(&config), identity, instance));
+    let port = config.node(config.node).map_or(0, |n| n.addr.port());
+    let listener = net
+        .listen()
+        .await
+        .map_err(|source| Error::Listen { port, source })?;
+
+    let waiting: Vec<Waiting> = config.peers().cloned().map(Waiting::new).collect();
+    let peers: Vec<Peer> = waiting.iter().map(Waiting::handle).collect();
+    let cluster = Cluster::new(Arc::clone(&config), module.clone(), peers, stubs);
+    for peer in waiting {
+        peer.start(
+            config.node,
+            config.peer_dead_after,
+            Arc::clone(&net),
+            module.clone(),
+            Arc::clone(&cluster) as _,
+        );
+    }
+
+    let (sender, opened) = mpsc::channel(MAX_OPENED);
+    tokio::spawn(net.accept(listener, sender));
+    tokio::spawn(dispatch(opened, Arc::clone(&cluster)));
+    let on_event = Arc::clone(&cluster);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            on_event.event(event).await;
+        }
+        tracing::error!("the module reports nothing any more");
+    });
+    tokio::spawn(serve::serve(socket, Arc::clone(&cluster)));
+    tracing::info!(node = %config.node, port, "ready");
+    Ok(cluster)
+}
+
+/// Gives accepted connections to the tasks of their peers.
+async fn dispatch(mut opened: mpsc::Receiver<(ssi::id::NodeId, Opened)>, cluster: Arc<Cluster>) {
+    while let Some((node, opened)) = opened.recv().await {
+        if let Some(peer) = cluster.peer(node) {
+            peer.tell(Input::Opened(opened)).await;
+        }
+    }
+}
+
+/// Completes when the daemon is told to stop.
+fn stopped() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Migrations at their source: carries out what [`crate::core::migrate`] decides.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use ssi::uapi::{FileId, Reason, Report, STATE_AWAY, STATE_GUEST};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::core::migrate::{Input, Migration, Output, Phase, Place};
+use crate::digest::Digests;
+use crate::failure::{Failure, Refusal};
+use crate::kmod::{self, Kmod};
+use crate::msg::{self, Answer, Cancel, Migrated, Prepare, Request};
+use crate::peer::Peer;
+use crate::proc;
+
+/// The target may read files of any size before it answers.
+const PREPARE_IN: Duration = Duration::from_secs(90);
+/// A move takes longer only when something is lost.
+const MOVE_IN: Duration = Duration::from_secs(120);
+/// Longest wait for the memory to follow.
+const FILL_IN: Duration = Duration::from_secs(600);
+/// After a last call the module is asked again this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Inputs of one migration that wait.
+const MAX_INPUTS: usize = 16;
+/// Bytes of files named in one request: leaves room for the rest of the message.
+const MAX_NAMED_BYTES: usize = msg::MAX_MESSAGE_BYTES - 64 * 1024;
+
+/// What is to be moved where.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// The process.
+    pub pid: u32,
+    /// Its home.
+    pub home: NodeId,
+    /// This node.
+    pub from: NodeId,
+    /// The target.
+    pub to: NodeId,
+    /// Whether to wait for the memory.
+    pub wait: bool,
+}
+
+/// The migrations that leave this node.
+#[derive(Debug)]
+pub struct Departures {
+    module: Kmod,
+    digests: Arc<Digests>,
+    under_way: Mutex<HashMap<u64, mpsc::Sender<Input>>>,
+}
+
+/// One of them, in the table for as long as this lives.
+struct Departure<'a> {
+    all: &'a Departures,
+    token: u64,
+    inputs: mpsc::Receiver<Input>,
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.all.under_way().remove(&self.token);
+    }
+}
+
+impl Departures {
+    /// None yet.
+    pub fn new(module: Kmod, digests: Arc<Digests>) -> Self {
+        Self {
+            module,
+            digests,
+            under_way: Mutex::default(),
+        }
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Input>>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The module reported the end of a migration.
+    pub fn moved(&self, token: u64, outcome: Result<Report, Refusal>) {
+        self.tell(token, Input::Moved(outcome));
+    }
+
+    /// The module reported that the memory is at the target.
+    pub fn filled(&self, token: u64, report: Report) {
+        self.tell(token, Input::Filled(report));
+    }
+
+    /// Reports of the module were lost.
+    pub fn doubt(&self) {
+        for inputs in self.under_way().values() {
+            let _ = inputs.try_send(Input::Doubt(false));
+        }
+    }
+
+    fn tell(&self, token: u64, input: Input) {
+        if let Some(inputs) = self.under_way().get(&token) {
+            let _ = inputs.try_send(input);
+        }
+    }
+
+    fn begin(&self) -> Result<Departure<'_>, Failure> {
+        let token = random().ok_or_else(|| Failure::Unavailable("no random numbers".to_owned()))?;
+        let (sender, inputs) = mpsc::channel(MAX_INPUTS);
+        self.under_way().insert(token, sender);
+        Ok(Departure {
+            all: self,
+            token,
+            inputs,
+        })
+    }
+
+    /// Moves a process that runs here; `progress` is told every phase.
+    ///
+    /// # Errors
+    /// Why it did not move, or why nobody knows.
+    pub async fn migrate(
+        &self,
+        order: Order,
+        target: &Peer,
+        progress: &(dyn Fn(Phase) + Send + Sync),
+    ) -> Result<Migrated, Failure> {
+        let start = Instant::now();
+        let mut migration = Migration::new(order.wait);
+        let mut departure = self.begin()?;
+        progress(migration.phase());
+        let (ids, files) = self.read_files(order.pid).await;
+        let digest_us = micros(start);
+        let mut prepare_us = 0;
+        let mut equal = Vec::new();
+        let mut files = Some(files);
+        let mut deadline = None;
+
+        let mut todo = VecDeque::from(migration.step(Input::Read));
+        loop {
+            let input = match todo.pop_front() {
+                None => {
+                    let at = *deadline.get_or_insert_with(|| Instant::now() + MOVE_IN);
+                    match tokio::time::timeout_at(at, departure.inputs.recv()).await {
+                        Ok(Some(input)) => input,
+                        Ok(None) | Err(_) => {
+                            deadline = Some(Instant::now() + LOOK_EVERY);
+                            Input::Doubt(true)
+                        }
+                    }
+                }
+                Some(Output::Prepare) => {
+                    let input = self
+                        .prepare(
+                            order,
+                            departure.token,
+                            files.take().unwrap_or_default(),
+                            target,
+                            &ids,
+                        )
+                        .await;
+                    prepare_us = micros(start);
+                    match input {
+                        Ok(ids) => {
+                            equal = ids;
+                            Input::Prepared(Ok(()))
+                        }
+                        Err(input) => input,
+                    }
+                }
+                Some(Output::Move) => {
+                    deadline = Some(Instant::now() + MOVE_IN);
+                    self.begin_move(order, departure.token, &equal).await
+                }
+                Some(Output::Look) => Input::Found(self.look(order).await),
+                Some(Output::Cancel) => {
+                    // Should it not arrive, the target gives up by itself.
+                    let _ = target
+                        .ask(Request::Cancel(Cancel {
+                            token: departure.token,
+                        }))
+                        .await;
+                    continue;
+                }
+                Some(Output::Progress(phase)) => {
+                    if phase == Phase::Filling {
+                        deadline = Some(Instant::now() + FILL_IN);
+                    }
+                    progress(phase);
+                    continue;
+                }
+                Some(Output::Done(report)) => {
+                    return Ok(migrated(order, digest_us, prepare_us, &report));
+                }
+                Some(Output::Fail(failure)) => return Err(failure),
+            };
+            todo.extend(migration.step(input));
+        }
+    }
+
+    /// Reads the files the process has mapped. What cannot be read is left out: its pages travel.
+    async fn read_files(&self, pid: u32) -> (Vec<FileId>, Vec<msg::File>) {
+        let job = move |digests: &Digests| {
+            let mut room = MAX_NAMED_BYTES;
+            let mut all = Vec::new();
+            for mapped in proc::mapped_files(pid)
+                .unwrap_or_default()
+                .into_iter()
+                .take(msg::MAX_FILES)
+            {
+                let link = proc::mapping(pid, &mapped.range);
+                let Some(path) = proc::name_of(&link) else {
+                    continue;
+                };
+                let Ok(content) = digests.of(&link) else {
+                    continue;
+                };
+                let named = path.len() + 64;
+                if named > room {
+                    break;
+                }
+                room -= named;
+                let sha256 = content.sha256.to_vec();
+                all.push((
+                    mapped.id,
+                    msg::File {
+                        path,
+                        sha256,
+                        size: content.size_bytes,
+                    },
+                ));
+            }
+            all.into_iter().unzip()
+        };
+        self.digests.job(job).await.unwrap_or_default()
+    }
+
+    /// Asks the target to make ready; returns the files that are equal there.
+    async fn prepare(
+        &self,
+        order: Order,
+        token: u64,
+        files: Vec<msg::File>,
+        target: &Peer,
+        ids: &[FileId],
+    ) -> Result<Vec<FileId>, Input> {
+        let request = Prepare {
+            token,
+            pid: order.pid,
+            home: order.home.get().into(),
+            comm: proc::comm(order.pid),
+            files,
+            dirs: proc::working_directory(order.pid).into_iter().collect(),
+        };
+        match target.ask_once(Request::Prepare(request), PREPARE_IN).await {
+            Ok(Answer::Prepared(p)) if p.equal.len() == ids.len() => Ok(ids
+                .iter()
+                .zip(p.equal)
+                .filter(|(_, equal)| *equal)
+                .map(|(id, _)| *id)
+                .collect()),
+            Err(f @ Failure::Refused(_)) => Err(Input::Prepared(Err(f))),
+            _ => Err(Input::NotPrepared),
+        }
+    }
+
+    async fn begin_move(&self, order: Order, token: u64, equal: &[FileId]) -> Input {
+        match self.module.migrate(order.pid, order.to, token, equal).await {
+            Ok(()) => Input::Begun(Ok(())),
+            Err(kmod::Error::Timeout(_)) => Input::Doubt(false),
+            Err(e) => Input::Begun(Err(failure(order.pid, e))),
+        }
+    }
+
+    async fn look(&self, order: Order) -> Place {
+        let Ok(record) = self.module.process(order.pid).await else {
+            return Place::Unknown;
+        };
+        match record.map(|r| (r.state.get(), r.node.get())) {
+            Some((STATE_AWAY, node)) if node == order.to.get() => Place::There,
+            Some((STATE_AWAY | STATE_GUEST, _)) => Place::Here,
+            Some(_) => Place::Moving,
+            None if proc::exists(order.pid) => Place::Here,
+            // A guest that left leaves nothing behind.
+            None => Place::There,
+        }
+    }
+}
+
+/// What the module's answer means for the one who asked.
+pub fn failure(pid: u32, e: kmod::Error) -> Failure {
+    match e {
+        kmod::Error::Refused(r) if r.reason == Reason::NoProcess => Failure::NoProcess(pid),
+        kmod::Error::Refused(r) => Failure::Refused(r),
+        e if e.errno() == Some(libc::ESRCH) => Failure::NoProcess(pid),
+        e => Failure::Unavailable(format!("{:#}", anyhow::Error::from(e))),
+    }
+}
+
+/// A random number that is not 0.
+pub fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(u64::from_ne_bytes(bytes).max(1))
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn migrated(order: Order, digest_us: u64, prepare_us: u64, r: &Report) -> Migrated {
+    Migrated {
+        pid: order.pid,
+        from: order.from.get().into(),
+        to: order.to.get().into(),
+        digest_us,
+        prepare_us: prepare_us.saturating_sub(digest_us),
+        frozen_us: r.frozen_us.get(),
+        sent_us: r.sent_us.get(),
+        ready_us: r.ready_us.get(),
+        committed_us: r.committed_us.get(),
+        filled_us: r.filled_us.get(),
+        image_bytes: r.image_bytes.get(),
+        fetched_bytes: r.fetched_bytes.get(),
+        pushed_bytes: r.pushed_bytes.get(),
+    }
+}

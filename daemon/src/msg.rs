@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the daemons of two nodes say to each other: protobuf messages, each after its length.
+//!
+//! Fields are only ever added; numbers are never used again. Everything here comes from a peer, so
+//! every value is checked where it becomes a type of ours.
+
+use prost::Message;
+use ssi::id::NodeId;
+use ssi::uapi::Reason;
+
+use crate::failure::{Failure, Refusal};
+
+/// Version of this protocol. Two daemons talk only if they say the same.
+pub const VERSION: u32 = 1;
+/// Longest message.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// Most files one [`Prepare`] names.
+pub const MAX_FILES: usize = 2048;
+/// Most processes one [`Processes`] names.
+pub const MAX_PROCESSES: usize = 8192;
+/// Bytes of the length before a message.
+const LENGTH_BYTES: usize = 4;
+
+/// What arrived is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Longer than [`MAX_MESSAGE_BYTES`].
+    #[error("a message of {0} bytes is too long")]
+    TooLong(usize),
+    /// No protobuf.
+    #[error("not a message")]
+    Decode(#[source] prost::DecodeError),
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Purpose {
+    /// Nothing: the field was missing.
+    Unknown = 0,
+    /// Messages between the daemons.
+    Control = 1,
+    /// A link between the modules, class Control.
+    LinkControl = 2,
+    /// A link between the modules, class Memory.
+    LinkMemory = 3,
+}
+
+/// First message on every connection, in both directions on a control connection and from the
+/// connecting side on a link.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Preface {
+    /// [`VERSION`].
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Node id of the sender; its certificate must agree.
+    #[prost(uint32, tag = "2")]
+    pub node: u32,
+    /// What the connection is for.
+    #[prost(enumeration = "Purpose", tag = "3")]
+    pub purpose: i32,
+    /// Random number of this run of the sender's daemon.
+    #[prost(uint64, tag = "4")]
+    pub instance: u64,
+    /// Of a link: how many of its class the sender has begun. Names it in [`Relink`].
+    #[prost(uint64, tag = "5")]
+    pub serial: u64,
+}
+
+/// A message on a control connection.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Envelope {
+    /// What it says.
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4")]
+    pub body: Option<Body>,
+}
+
+/// The kinds of [`Envelope`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Body {
+    /// I am here.
+    #[prost(message, tag = "1")]
+    Heartbeat(Heartbeat),
+    /// Connect that link again.
+    #[prost(message, tag = "2")]
+    Relink(Relink),
+    /// A request.
+    #[prost(message, tag = "3")]
+    Call(Call),
+    /// An answer.
+    #[prost(message, tag = "4")]
+    Reply(Reply),
+}
+
+/// Sign of life.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Heartbeat {}
+
+/// The link of this class broke or nears its limit; said by the side that does not connect.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Relink {
+    /// A [`ssi::wire::Class`].
+    #[prost(uint32, tag = "1")]
+    pub class: u32,
+    /// Number of the last link of this class that reached the sender.
+    #[prost(uint64, tag = "2")]
+    pub serial: u64,
+}
+
+/// A request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Call {
+    /// Chosen by the caller, repeated in the answers.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What is asked for.
+    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6")]
+    pub request: Option<Request>,
+}
+
+/// The kinds of [`Call`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Request {
+    /// Move a process that may run there.
+    #[prost(message, tag = "2")]
+    Migrate(Migrate),
+    /// Make ready to receive a process.
+    #[prost(message, tag = "3")]
+    Prepare(Prepare),
+    /// Do not receive it after all.
+    #[prost(message, tag = "4")]
+    Cancel(Cancel),
+    /// List processes.
+    #[prost(message, tag = "5")]
+    List(List),
+    /// Would it move?
+    #[prost(message, tag = "6")]
+    Why(Migrate),
+}
+
+/// Move this process, or say whether it would.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Migrate {
+    /// Its number.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Node it should go to; 0 in a question that names none.
+    #[prost(uint32, tag = "2")]
+    pub to: u32,
+    /// User who asks.
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    /// How often this request may be passed on.
+    #[prost(uint32, tag = "4")]
+    pub hops: u32,
+    /// Answer only when its memory is complete there.
+    #[prost(bool, tag = "5")]
+    pub wait: bool,
+}
+
+/// A process is about to arrive.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Prepare {
+    /// Names the migration.
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    /// Its number.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// Node it was created on.
+    #[prost(uint32, tag = "3")]
+    pub home: u32,
+    /// Its name.
+    #[prost(string, tag = "4")]
+    pub comm: String,
+    /// Files it has mapped.
+    #[prost(message, repeated, tag = "5")]
+    pub files: Vec<File>,
+    /// Directories it needs.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub dirs: Vec<Vec<u8>>,
+}
+
+/// A file by name and content.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct File {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// SHA-256 of its content.
+    #[prost(bytes = "vec", tag = "2")]
+    pub sha256: Vec<u8>,
+    /// Its length in bytes.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+}
+
+/// Forget this migration.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Cancel {
+    /// Its token.
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+}
+
+/// List the processes that run on you or were created on you.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct List {}
+
+/// An answer.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    /// As in the call.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What is answered. Only [`Answer::Progress`] is followed by another.
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8")]
+    pub answer: Option<Answer>,
+}
+
+/// The kinds of [`Reply`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Answer {
+    /// How far a migration is.
+    #[prost(message, tag = "2")]
+    Progress(Progress),
+    /// A process moved.
+    #[prost(message, tag = "3")]
+    Migrated(Migrated),
+    /// Ready to receive.
+    #[prost(message, tag = "4")]
+    Prepared(Prepared),
+    /// Done.
+    #[prost(message, tag = "5")]
+    Done(Done),
+    /// Processes.
+    #[prost(message, tag = "6")]
+    Processes(Processes),
+    /// It would move.
+    #[prost(message, tag = "7")]
+    Movable(Movable),
+    /// It did not happen.
+    #[prost(message, tag = "8")]
+    Failed(Failed),
+}
+
+/// Done, with nothing to say.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {}
+
+/// A migration has entered this phase.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Progress {
+    /// Name of the phase, see [`the phases of a migration`].
+    #[prost(string, tag = "1")]
+    pub phase: String,
+}
+
+/// What a migration took.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Migrated {
+    /// Its number.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Node it left.
+    #[prost(uint32, tag = "2")]
+    pub from: u32,
+    /// Node it runs on.
+    #[prost(uint32, tag = "3")]
+    pub to: u32,
+    /// Until its mapped files were read.
+    #[prost(uint64, tag = "4")]
+    pub digest_us: u64,
+    /// Until the target was ready to receive.
+    #[prost(uint64, tag = "5")]
+    pub prepare_us: u64,
+    /// The module's report; the fields of [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "6")]
+    pub frozen_us: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "7")]
+    pub sent_us: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "8")]
+    pub ready_us: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "9")]
+    pub committed_us: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "10")]
+    pub filled_us: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "11")]
+    pub image_bytes: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "12")]
+    pub fetched_bytes: u64,
+    /// See [`ssi::uapi::Report`].
+    #[prost(uint64, tag = "13")]
+    pub pushed_bytes: u64,
+}
+
+/// Ready to receive.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Prepared {
+    /// One for each file of the request: whether the content is the same here.
+    #[prost(bool, repeated, tag = "1")]
+    pub equal: Vec<bool>,
+}
+
+/// Processes of one node.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Processes {
+    /// Each.
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<Process>,
+}
+
+/// A process of the cluster.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Process {
+    /// Its number.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Node that runs it.
+    #[prost(uint32, tag = "2")]
+    pub node: u32,
+    /// Node it was created on.
+    #[prost(uint32, tag = "3")]
+    pub home: u32,
+    /// Where it stands.
+    #[prost(enumeration = "Place", tag = "4")]
+    pub place: i32,
+    /// Operations carried out at home.
+    #[prost(uint64, tag = "5")]
+    pub forwarded: u64,
+    /// Threads.
+    #[prost(uint32, tag = "6")]
+    pub threads: u32,
+    /// Pages not here yet.
+    #[prost(uint64, tag = "7")]
+    pub missing_pages: u64,
+    /// Its name.
+    #[prost(string, tag = "8")]
+    pub comm: String,
+}
+
+/// Where a process stands, seen from the node that says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Place {
+    /// Nothing: the field was missing.
+    Unknown = 0,
+    /// Created here and running here.
+    Home = 1,
+    /// Created here and running elsewhere.
+    Away = 2,
+    /// Created elsewhere and running here.
+    Guest = 3,
+    /// On its way.
+    Moving = 4,
+}
+
+/// It would move.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Movable {
+    /// Node that runs it.
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+}
+
+/// It did not happen.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failed {
+    /// What kind of failure.
+    #[prost(enumeration = "FailedKind", tag = "1")]
+    pub kind: i32,
+    /// A [`Reason`], when refused.
+    #[prost(uint32, tag = "2")]
+    pub reason: u32,
+    /// What the reason is about.
+    #[prost(uint64, tag = "3")]
+    pub detail: u64,
+    /// What the reason or the failure is about.
+    #[prost(string, tag = "4")]
+    pub text: String,
+    /// The process.
+    #[prost(uint32, tag = "5")]
+    pub pid: u32,
+}
+
+/// The kinds of [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum FailedKind {
+    /// [`Failure::Unavailable`].
+    Unavailable = 0,
+    /// [`Failure::Refused`].
+    Refused = 1,
+    /// [`Failure::NoProcess`].
+    NoProcess = 2,
+    /// [`Failure::NoNode`].
+    NoNode = 3,
+    /// [`Failure::NotPermitted`].
+    NotPermitted = 4,
+}
+
+impl From<&Failure> for Failed {
+    fn from(f: &Failure) -> Self {
+        let mut m = Failed::default();
+        let kind = match f {
+            Failure::Refused(r) => {
+                m.reason = r.reason as u32;
+                m.detail = r.detail;
+                m.text.clone_from(&r.text);
+                FailedKind::Refused
+            }
+            Failure::NoProcess(pid) => {
+                m.pid = *pid;
+                FailedKind::NoProcess
+            }
+            Failure::NoNode(name) => {
+                m.text.clone_from(name);
+                FailedKind::NoNode
+            }
+            Failure::NotPermitted(pid) => {
+                m.pid = *pid;
+                FailedKind::NotPermitted
+            }
+            Failure::Unavailable(text) => {
+                m.text.clone_from(text);
+                FailedKind::Unavailable
+            }
+        };
+        m.set_kind(kind);
+        m
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(m: Failed) -> Self {
+        match m.kind() {
+            FailedKind::Refused => {
+                let reason = Reason::from_u32(m.reason).unwrap_or(Reason::TargetRefused);
+                Failure::Refused(Refusal {
+                    detail: m.detail,
+                    ..Refusal::new(reason, m.text)
+                })
+            }
+            FailedKind::NoProcess => Failure::NoProcess(m.pid),
+            FailedKind::NoNode => Failure::NoNode(m.text),
+            FailedKind::NotPermitted => Failure::NotPermitted(m.pid),
+            FailedKind::Unavailable => Failure::Unavailable(m.text),
+        }
+    }
+}
+
+impl From<Request> for Envelope {
+    /// The call number is given when it is sent.
+    fn from(request: Request) -> Self {
+        Body::Call(Call {
+            id: 0,
+            request: Some(request),
+        })
+        .into()
+    }
+}
+
+impl From<Body> for Envelope {
+    fn from(body: Body) -> Self {
+        Self { body: Some(body) }
+    }
+}
+
+/// The node with this number, if it is one.
+pub fn node(n: u32) -> Option<NodeId> {
+    NodeId::new(u16::try_from(n).ok()?)
+}
+
+/// Appends a message and its length.
+///
+/// # Errors
+/// [`Error::TooLong`]; nothing was appended.
+pub fn encode(message: &impl Message, out: &mut Vec<u8>) -> Result<(), Error> {
+    let length = message.encoded_len();
+    match u32::try_from(length) {
+        Ok(n) if length <= MAX_MESSAGE_BYTES => out.extend_from_slice(&n.to_be_bytes()),
+        _ => return Err(Error::TooLong(length)),
+    }
+    out.extend_from_slice(&message.encode_to_vec());
+    Ok(())
+}
+
+/// Takes the first message out of what has arrived; `None` when it is not whole yet.
+///
+/// # Errors
+/// [`Error`]; the connection is of no use any more.
+pub fn decode<M: Message + Default>(arrived: &mut Vec<u8>) -> Result<Option<M>, Error> {
+    let Some(length) = arrived.first_chunk::<LENGTH_BYTES>() else {
+        return Ok(None);
+    };
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    if length > MAX_MESSAGE_BYTES {
+        return Err(Error::TooLong(length));
+    }
+    let Some(body) = arrived.get(LENGTH_BYTES..LENGTH_BYTES + length) else {
+        return Ok(None);
+    };
+    let message = M::decode(body).map_err(Error::Decode)?;
+    arrived.drain(..LENGTH_BYTES + length);
+    Ok(Some(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn preface_bytes_are_pinned() {
+        let p = Preface {
+            version: 1,
+            node: 3,
+            purpose: Purpose::LinkMemory as i32,
+            instance: 5,
+            serial: 6,
+        };
+        let mut out = Vec::new();
+        encode(&p, &mut out).unwrap();
+        assert_eq!(out, [0, 0, 0, 10, 8, 1, 16, 3, 24, 3, 32, 5, 40, 6]);
+        assert_eq!(decode::<Preface>(&mut out).unwrap(), Some(p));
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_message_in_pieces_waits_for_its_end() {
+        let mut whole = Vec::new();
+        let m = Envelope::from(Body::Relink(Relink {
+            class: 1,
+            serial: 900,
+        }));
+        encode(&m, &mut whole).unwrap();
+        whole.extend_from_slice(&[0, 0]);
+        let mut arrived = Vec::new();
+        let mut seen = Vec::new();
+        for b in whole {
+            arrived.push(b);
+            seen.extend(decode::<Envelope>(&mut arrived).unwrap());
+        }
+        assert_eq!(seen, [m]);
+        assert_eq!(arrived, [0, 0]);
+    }
+
+    #[test]
+    fn failures_survive_the_way() {
+        for f in [
+            Failure::Refused(Refusal {
+                detail: 5,
+                ..Refusal::new(Reason::FileKind, "socket")
+            }),
+            Failure::NoProcess(7),
+            Failure::NoNode("n9".to_owned()),
+            Failure::NotPermitted(8),
+            Failure::Unavailable("n2 does not answer".to_owned()),
+        ] {
+            assert_eq!(Failure::from(Failed::from(&f)), f);
+        }
+    }
+
+    #[test]
+    fn too_long_is_refused_before_it_arrives() {
+        let mut arrived = vec![0xff, 0, 0, 0];
+        assert!(matches!(
+            decode::<Envelope>(&mut arrived),
+            Err(Error::TooLong(_))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut arrived = bytes.clone();
+            while let Ok(Some(m)) = decode::<Envelope>(&mut arrived) {
+                if let Some(Body::Reply(Reply { answer: Some(Answer::Failed(f)), .. })) = m.body {
+                    let _ = Failure::from(f);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A peer as the rest of the daemon sees it: what can be said to it and asked of it. Behind each
+//! is a [`task`].
+
+pub mod task;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use ssi::wire::Class;
+use tokio::sync::{mpsc, watch};
+
+use crate::conn::Heard;
+use crate::core::liveness::State;
+use crate::failure::Failure;
+use crate::msg::{Answer, Body, Progress, Reply, Request};
+use crate::net::Opened;
+
+/// Answers to one call that wait to be taken: progress and the end.
+const MAX_ANSWERS: usize = 16;
+
+/// What happens to a peer.
+#[derive(Debug)]
+pub enum Input {
+    /// Its control connection of this number said something.
+    Conn(u64, Heard),
+    /// It opened a connection to us, or we to it.
+    Opened(Opened),
+    /// We could not open the control connection.
+    ControlFailed(String),
+    /// We could not open a link.
+    LinkFailed(Class, String),
+    /// The module says that a link is of no use any more.
+    LinkLost(Class),
+    /// A link still works, but another is needed.
+    LinkWorn(Class),
+    /// Ask it something; answers go there, and the end of that channel means that none will come.
+    Ask(Request, mpsc::Sender<Answer>),
+}
+
+impl From<(u64, Heard)> for Input {
+    fn from((id, heard): (u64, Heard)) -> Self {
+        Input::Conn(id, heard)
+    }
+}
+
+/// What serves the calls of peers.
+pub trait Service: Send + Sync + 'static {
+    /// Serves one call.
+    fn serve(
+        self: Arc<Self>,
+        from: NodeId,
+        request: Request,
+        replies: Replies,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// A peer was declared dead.
+    fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Longest wait for room for the last answer to a call.
+const ANSWER_IN: Duration = Duration::from_secs(30);
+
+/// Takes the answers to one call of a peer.
+#[derive(Debug)]
+pub struct Replies {
+    id: u64,
+    queue: mpsc::WeakSender<Body>,
+}
+
+impl Replies {
+    /// Says how far it is, if there is room for that.
+    pub fn progress(&self, phase: &str) {
+        if let Some(queue) = self.queue.upgrade() {
+            let _ = queue.try_send(self.body(Answer::Progress(Progress {
+                phase: phase.to_owned(),
+            })));
+        }
+    }
+
+    /// Sends the last answer, unless the connection is gone.
+    pub async fn finish(self, answer: Answer) {
+        if let Some(queue) = self.queue.upgrade() {
+            let _ = queue.send_timeout(self.body(answer), ANSWER_IN).await;
+        }
+    }
+
+    fn body(&self, answer: Answer) -> Body {
+        Body::Reply(Reply {
+            id: self.id,
+            answer: Some(answer),
+        })
+    }
+}
+
+/// What others see of a peer.
+#[derive(Clone, Copy, Debug)]
+struct Status {
+    state: State,
+    /// Of each class, whether the module has a link that is not known to be broken.
+    linked: [bool; Class::COUNT],
+}
+
+/// A handle to the task of a peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Which.
+    pub node: NodeId,
+    input: mpsc::Sender<Input>,
+    status: watch::Receiver<Status>,
+}
+
+impl Peer {
+    /// What is thought of it.
+    pub fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
+    /// The word users see for that.
+    pub fn state_name(&self) -> &'static str {
+        let status = *self.status.borrow();
+        match status.state {
+            State::Up if status.linked != [true; Class::COUNT] => "linking",
+            state => state.name(),
+        }
+    }
+
+    /// Tells its task something.
+    pub async fn tell(&self, input: Input) {
+        // The task lives as long as the daemon.
+        let _ = self.input.send(input).await;
+    }
+
+    /// Asks it something; returns where the answers come.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] when it is not there.
+    pub async fn ask(&self, request: Request) -> Result<mpsc::Receiver<Answer>, Failure> {
+        let (sender, receiver) = mpsc::channel(MAX_ANSWERS);
+        self.input
+            .send(Input::Ask(request, sender))
+            .await
+            .map_err(|_| Failure::unreachable(self.node))?;
+        Ok(receiver)
+    }
+
+    /// Asks it something that has one answer.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] when none comes in time, or the failure that came.
+    pub async fn ask_once(&self, request: Request, within: Duration) -> Result<Answer, Failure> {
+        let answer = async {
+            self.ask(request)
+                .await?
+                .recv()
+                .await
+                .ok_or(Failure::unreachable(self.node))
+        };
+        match tokio::time::timeout(within, answer).await {
+            Ok(Ok(Answer::Failed(f))) => Err(f.into()),
+            Ok(r) => r,
+            Err(_) => Err(Failure::Unavailable(format!(
+                "{} did not answer in {} s",
+                self.node,
+                within.as_secs()
+            ))),
+        }
+    }
+}

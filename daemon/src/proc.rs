@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What /proc of this node says about a process. A process may end at any time: then there is
+//! simply nothing.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use ssi::id::{MAX_NODE, NodeId, PID_BITS};
+use ssi::uapi::FileId;
+
+/// `PF_KTHREAD` in the flags of `/proc/PID/stat`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+/// What the kernel appends to the path of a file that has no name any more.
+const DELETED: &[u8] = b" (deleted)";
+
+/// A file that a process has mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// As the module names it.
+    pub id: FileId,
+    /// First mapping of it, `START-END`, as in `/proc/PID/map_files`.
+    pub range: String,
+}
+
+/// A process of this node as `ps` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its threads.
+    pub threads: u32,
+}
+
+/// What the kernel calls the first number it does not give to a process.
+const PID_MAX: &str = "/proc/sys/kernel/pid_max";
+
+/// Lets the kernel number the processes of every node. It comes with fewer numbers on small
+/// machines, and always knows as many as a cluster has.
+///
+/// # Errors
+/// What reading or writing the setting says.
+pub fn allow_all_numbers() -> io::Result<()> {
+    let numbers = (u32::from(MAX_NODE) + 1) << PID_BITS;
+    let now: u32 = fs::read_to_string(PID_MAX)?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)?;
+    if now < numbers {
+        fs::write(PID_MAX, numbers.to_string())?;
+        tracing::info!("kernel.pid_max was {now}, is {numbers}");
+    }
+    Ok(())
+}
+
+fn directory(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
+/// Whether this kernel has a process with this number.
+pub fn exists(pid: u32) -> bool {
+    pid != 0 && directory(pid).exists()
+}
+
+/// Whether every user id of the process is `uid`.
+pub fn belongs_to(pid: u32, uid: u32) -> bool {
+    let status = fs::read_to_string(directory(pid).join("status")).unwrap_or_default();
+    let Some(ids) = status.lines().find_map(|l| l.strip_prefix("Uid:")) else {
+        return false;
+    };
+    let mut count = 0;
+    ids.split_whitespace().all(|id| {
+        count += 1;
+        id.parse() == Ok(uid)
+    }) && count == 4
+}
+
+/// The name of a process.
+pub fn comm(pid: u32) -> String {
+    let text = fs::read(directory(pid).join("comm")).unwrap_or_default();
+    String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned()
+}
+
+/// Its working directory, if that still has a name.
+pub fn working_directory(pid: u32) -> Option<Vec<u8>> {
+    let path = fs::read_link(directory(pid).join("cwd"))
+        .ok()?
+        .into_os_string()
+        .into_vec();
+    (path.starts_with(b"/") && !path.ends_with(DELETED)).then_some(path)
+}
+
+/// The regular files a process has mapped, each once.
+///
+/// # Errors
+/// When its mappings cannot be read.
+pub fn mapped_files(pid: u32) -> io::Result<Vec<Mapped>> {
+    Ok(parse_maps(&fs::read(directory(pid).join("maps"))?))
+}
+
+/// The path under which the file mapped at `range` can be opened, whatever its name is now.
+pub fn mapping(pid: u32, range: &str) -> PathBuf {
+    directory(pid).join("map_files").join(range)
+}
+
+/// The name of a file behind a link of /proc, if it has one.
+pub fn name_of(link: &Path) -> Option<Vec<u8>> {
+    let path = fs::read_link(link).ok()?.into_os_string().into_vec();
+    (path.starts_with(b"/") && !path.ends_with(DELETED)).then_some(path)
+}
+
+/// A path from bytes.
+pub fn path(bytes: &[u8]) -> PathBuf {
+    OsString::from_vec(bytes.to_vec()).into()
+}
+
+fn parse_maps(text: &[u8]) -> Vec<Mapped> {
+    let mut files: Vec<Mapped> = Vec::new();
+    for line in text.split(|b| *b == b'\n') {
+        if let Some(m) = parse_mapping(line)
+            && !files.iter().any(|f| f.id == m.id)
+        {
+            files.push(m);
+        }
+    }
+    files
+}
+
+/// A line of `/proc/PID/maps`, if it is about a file with a name.
+fn parse_mapping(line: &[u8]) -> Option<Mapped> {
+    let mut fields = line.split(|b| *b == b' ').filter(|f| !f.is_empty());
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let (range, _, _, device, inode) = (text()?, text()?, text()?, text()?, text()?);
+    if !fields.next()?.starts_with(b"/") || line.ends_with(DELETED) {
+        return None;
+    }
+    let (major, minor) = device.split_once(':')?;
+    let ino: u64 = inode.parse().ok()?;
+    let id = FileId {
+        major: u32::from_str_radix(major, 16).ok()?.into(),
+        minor: u32::from_str_radix(minor, 16).ok()?.into(),
+        ino: ino.into(),
+    };
+    Some(Mapped {
+        id,
+        range: range.to_owned(),
+    })
+}
+
+/// The user processes of this node that were created on it since it is one, guests not among them.
+pub fn local_processes(own: NodeId) -> Vec<Local> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|e| {
+            let pid = e.ok()?.file_name().to_str()?.parse().ok()?;
+            if !own.allocates(pid) {
+                return None;
+            }
+            parse_stat(&fs::read(directory(pid).join("stat")).ok()?)
+        })
+        .collect()
+}
+
+/// `/proc/PID/stat` of a user process that has not ended.
+fn parse_stat(stat: &[u8]) -> Option<Local> {
+    // The name may hold anything, parentheses too: it ends at the last one.
+    let open = stat.iter().position(|b| *b == b'(')?;
+    let close = stat.iter().rposition(|b| *b == b')')?;
+    let pid = std::str::from_utf8(stat.get(..open)?)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    let comm = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
+    let fields: Vec<&str> = std::str::from_utf8(stat.get(close + 1..)?)
+        .ok()?
+        .split_whitespace()
+        .collect();
+    // Counted from the state, field 3 in proc_pid_stat(5): flags are field 9, threads field 20.
+    let ended = matches!(*fields.first()?, "Z" | "X");
+    let flags: u64 = fields.get(6)?.parse().ok()?;
+    let threads = fields.get(17)?.parse().ok()?;
+    (!ended && flags & KERNEL_THREAD == 0).then_some(Local { pid, comm, threads })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn maps_are_understood() {
+        let maps = b"\
+55a0c4a00000-55a0c4a02000 r--p 00000000 fe:01 1234                       /usr/bin/with space\n\
+55a0c4a02000-55a0c4a03000 r-xp 00002000 fe:01 1234                       /usr/bin/with space\n\
+7f0000000000-7f0000001000 rw-s 00000000 00:05 99                         /dev/zero (deleted)\n\
+7f0000001000-7f0000002000 rw-p 00000000 00:00 0 \n\
+7f0000002000-7f0000003000 r--p 00000000 00:1b 77                         /lib/libc.so.6\n\
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]\n";
+        let files = parse_maps(maps);
+        assert_eq!(files.len(), 2);
+        assert_eq!(files[0].range, "55a0c4a00000-55a0c4a02000");
+        assert_eq!(
+            (
+                files[0].id.major.get(),
+                files[0].id.minor.get(),
+                files[0].id.ino.get()
+            ),
+            (0xfe, 1, 1234)
+        );
+        assert_eq!(files[1].id.minor.get(), 0x1b);
+    }
+
+    #[test]
+    fn our_own_mappings_can_be_opened() {
+        let own = std::process::id();
+        let files = mapped_files(own).unwrap();
+        assert!(!files.is_empty());
+        let name = name_of(&mapping(own, &files[0].range)).unwrap();
+        assert!(path(&name).exists());
+        assert!(belongs_to(own, nix::unistd::getuid().as_raw()));
+        assert!(!belongs_to(own, 12_345));
+        assert!(!belongs_to(0, 0));
+        assert!(working_directory(own).is_some());
+    }
+
+    #[test]
+    fn stat_with_a_hostile_name() {
+        let stat = b"262200 (a) R (b) S 1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 7 0 5 0 0";
+        assert_eq!(
+            parse_stat(stat),
+            Some(Local {
+                pid: 262_200,
+                comm: "a) R (b".to_owned(),
+                threads: 7
+            })
+        );
+        let kernel = b"262201 (kworker) S 2 0 0 0 -1 69238880 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0";
+        assert_eq!(parse_stat(kernel), None);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse_maps(&bytes);
+            parse_stat(&bytes);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The system calls no crate wraps. The only unsafe code of the daemon is here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_int, c_long};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// `setsockopt(IPPROTO_TCP)`: longest wait before a segment is sent again. Linux 6.15.
+const TCP_RTO_MAX_MS: c_int = 44;
+/// `clone3` flag: the child starts with default signal handlers. The constant of `libc` is too short.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// `clone3` argument, as far as we use it.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+}
+
+fn check(result: c_long) -> io::Result<c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Bounds the time TCP waits before it sends a lost segment again, so that a link that was cut for
+/// seconds goes on at once when it heals. An older kernel answers `ENOPROTOOPT`.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn set_rto_max(socket: impl AsFd, ms: u32) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<u32>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer and the length describe `ms`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_RTO_MAX_MS,
+            (&raw const ms).cast(),
+            length,
+        )
+    };
+    check(c_long::from(result)).map(drop)
+}
+
+/// Starts the program in `exe` (a memfd) as process `pid`, with `device` as its only file, number
+/// 0, and `argument` as its only argument, in a session of its own. It is our child and announces
+/// its end with SIGCHLD. Returns a pidfd.
+///
+/// # Errors
+/// What `clone3` says: `EEXIST` when the number is taken, `EPERM` without
+/// `CAP_CHECKPOINT_RESTORE`. That the program did not start shows in its exit status, 127.
+pub fn spawn_as(
+    pid: u32,
+    exe: BorrowedFd<'_>,
+    device: BorrowedFd<'_>,
+    name: &str,
+    argument: &str,
+) -> io::Result<OwnedFd> {
+    // Everything the child needs is made here: between clone and exec it may only do system calls.
+    let name = CString::new(name)?;
+    let argument = CString::new(argument)?;
+    let argv = [name.as_ptr(), argument.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    let set_tid = [pid.cast_signed()];
+    let mut pidfd: RawFd = -1;
+    let arguments = CloneArgs {
+        flags: u64::from((libc::CLONE_PIDFD | libc::CLONE_VFORK).cast_unsigned())
+            | CLONE_CLEAR_SIGHAND,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        set_tid: set_tid.as_ptr() as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM the child has a copy of our memory, so this is fork: it returns
+    // twice on two copies of this stack. All pointers in `arguments` are valid for the call. The
+    // child of a process with threads may only do what is safe in a signal handler: `become_stub`
+    // does bare system calls and never returns.
+    unsafe {
+        let result = libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<CloneArgs>(),
+        );
+        if result == 0 {
+            become_stub(
+                exe.as_raw_fd(),
+                device.as_raw_fd(),
+                argv.as_ptr(),
+                envp.as_ptr(),
+            );
+        }
+        check(result)?;
+        Ok(OwnedFd::from_raw_fd(pidfd))
+    }
+}
+
+/// What the child of [`spawn_as`] does until it is another program.
+///
+/// # Safety
+/// Only in a fresh child; the arrays end with null and hold strings that end with zero.
+unsafe fn become_stub(
+    exe: RawFd,
+    device: RawFd,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+) -> ! {
+    let nothing: u64 = 0;
+    // SAFETY: bare system calls on numbers and on memory the caller vouches for. Every other file
+    // is closed by exec: close_range only marks, so that `exe` lives until then.
+    unsafe {
+        libc::syscall(libc::SYS_setsid);
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const nothing,
+            0,
+            size_of::<u64>(),
+        );
+        libc::syscall(libc::SYS_chdir, c"/".as_ptr());
+        if libc::syscall(libc::SYS_dup2, device, 0) == 0
+            && libc::syscall(
+                libc::SYS_close_range,
+                1,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            ) == 0
+        {
+            libc::syscall(
+                libc::SYS_execveat,
+                exe,
+                c"".as_ptr(),
+                argv,
+                envp,
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        loop {
+            libc::syscall(libc::SYS_exit_group, 127);
+        }
+    }
+}
+
+/// Sends SIGKILL to the process behind `pidfd`, which cannot be another that got its number.
+///
+/// # Errors
+/// What the kernel says; `ESRCH` when it has ended.
+pub fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: numbers and a null pointer, which means no siginfo.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Another file number for the file behind `fd`, as the module takes it from a request.
+#[cfg(test)]
+pub(crate) fn duplicate(fd: u32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC only looks at the table of files; the number it returns is new and
+    // nobody else's.
+    unsafe {
+        let fd = check(c_long::from(libc::fcntl(
+            fd.cast_signed(),
+            libc::F_DUPFD_CLOEXEC,
+            3,
+        )))?;
+        Ok(OwnedFd::from_raw_fd(
+            RawFd::try_from(fd).map_err(io::Error::other)?,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_gets_the_number_asked_for_and_the_argument() {
+        use std::io::Read;
+        // Any static program that ignores its argument would do; /bin/sh is not one of a memfd, so
+        // the test uses the stub itself: without the device it ends with status 1.
+        let exe = crate::stub::image().unwrap();
+        let device = std::fs::File::open("/dev/null").unwrap();
+        let max: u32 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let pid = max - 7;
+        let pidfd = match spawn_as(pid, exe.as_fd(), device.as_fd(), "stub", "12") {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                eprintln!("skipped: not allowed to choose a process id here");
+                return;
+            }
+            r => r.unwrap(),
+        };
+        let mut comm = String::new();
+        // It may be gone already as a zombie; its number is still there.
+        std::fs::File::open(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .read_to_string(&mut comm)
+            .unwrap();
+        assert!(comm.starts_with(&format!("{pid} ")));
+        assert!(
+            spawn_as(pid, exe.as_fd(), device.as_fd(), "stub", "12")
+                .unwrap_err()
+                .raw_os_error()
+                == Some(libc::EEXIST)
+        );
+        drop(pidfd);
+        let status =
+            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None).unwrap();
+        assert!(
+            matches!(status, nix::sys::wait::WaitStatus::Exited(_, 1)),
+            "{status:?}"
+        );
+    }
+}

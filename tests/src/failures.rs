@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What fails: targets, homes, hosts and links, before and after the commit. Exactly one copy runs, nothing waits
+//! for ever, and what ends says honestly how.
+//!
+//! These tests leave every node running and linked.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::host::{Output, eventually};
+use crate::lines;
+use crate::moves::{hop, travel};
+use crate::place::{Doing, prove_runs, prove_runs_among, task};
+use crate::proc::{End, Io, PASSED, Proc, Start};
+use crate::ssictl::{migrate, try_migrate};
+use crate::suite::Test;
+
+/// A peer is dead when its link has been down for 10 s; a slow machine may take a while longer to say so.
+const DEAD_WITHIN: Duration = Duration::from_secs(25);
+/// And not sooner.
+const NOT_DEAD_BEFORE: Duration = Duration::from_secs(8);
+const KILLED: End = End::Signal(9);
+
+/// The tests.
+pub fn tests() -> Vec<Test> {
+    let mut tests = vec![
+        Test::new("fail-target-frozen", target_frozen),
+        Test::new("fail-target-cut-off", target_cut_off),
+        Test::new("fail-target-off", target_off),
+        Test::new("fail-target-full", target_full),
+        Test::new("fail-short-cut", short_cut),
+        Test::new("fail-host-off", host_off),
+        Test::new("fail-host-frozen", host_frozen),
+        Test::new("fail-host-cut-off", host_cut_off),
+        Test::new("fail-home-off", home_off),
+        Test::new("fail-home-frozen", home_frozen),
+        Test::new("fail-stranger-off", stranger_off),
+        Test::new("fail-former-host-off", former_host_off),
+    ];
+    for (phase, ms) in [
+        ("early", 60),
+        ("middle", 250),
+        ("late", 700),
+        ("after", 1800),
+    ] {
+        tests.push(Test::new(format!("fail-{phase}-cut"), move |cluster| {
+            cut_in_flight(cluster, ms)
+        }));
+        tests.push(Test::new(format!("fail-{phase}-freeze"), move |cluster| {
+            freeze_in_flight(cluster, ms)
+        }));
+        tests.push(Test::new(format!("fail-{phase}-off"), move |cluster| {
+            off_in_flight(cluster, ms)
+        }));
+    }
+    tests
+}
+
+fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
+    let proc = Proc::start(cluster, &Start::guest("spin"))?;
+    proc.ready()?;
+    Ok(proc)
+}
+
+/// Boots a node again and waits until all see each other.
+fn bring_back(cluster: &Cluster, node: Node) -> Result<()> {
+    cluster.start(node)?;
+    cluster.wait_linked(&cluster.nodes())
+}
+
+fn must_have_failed(output: &Output) -> Result<()> {
+    ensure!(
+        output.status != 0,
+        "it says it moved to a node that does not answer: {}",
+        output.evidence()
+    );
+    ensure!(
+        !output.text().trim().is_empty() || !output.errors().trim().is_empty(),
+        "it failed without a word, status {}",
+        output.status
+    );
+    Ok(())
+}
+
+fn target_frozen(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    cluster.freeze(N2)?;
+    let answer = try_migrate(cluster, N1, proc.pid(), N2);
+    let runs = prove_runs_among(
+        cluster,
+        &[N1, N3],
+        proc.pid(),
+        "spin",
+        N1,
+        N1,
+        Doing::Computing,
+    );
+    cluster.thaw(N2)?;
+    must_have_failed(&answer?)?;
+    runs.context("while the target is frozen")?;
+    cluster.wait_linked(&cluster.nodes())?;
+    prove_runs(cluster, proc.pid(), "spin", N1, N1, Doing::Computing)
+        .context("after it was thawed")?;
+    hop(&proc, "spin", Doing::Computing, N2).context("asked again")?;
+    proc.must_pass()
+}
+
+fn target_cut_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    cluster.cut(N1, N2)?;
+    let answer = try_migrate(cluster, N1, proc.pid(), N2);
+    let runs = prove_runs(cluster, proc.pid(), "spin", N1, N1, Doing::Computing);
+    cluster.heal(N1, N2)?;
+    must_have_failed(&answer?)?;
+    runs.context("while the target is cut off")?;
+    cluster.wait_linked(&cluster.nodes())?;
+    hop(&proc, "spin", Doing::Computing, N2).context("asked again")?;
+    proc.must_pass()
+}
+
+fn target_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    cluster.kill(N2)?;
+    let answer = try_migrate(cluster, N1, proc.pid(), N2);
+    let runs = prove_runs_among(
+        cluster,
+        &[N1, N3],
+        proc.pid(),
+        "spin",
+        N1,
+        N1,
+        Doing::Computing,
+    );
+    bring_back(cluster, N2)?;
+    must_have_failed(&answer?)?;
+    runs.context("while the target is off")?;
+    proc.must_pass()
+}
+
+/// No memory at the target: the process moves or stays, and if the target's kernel has to kill it there, its parent
+/// is told so. Other programs of the target are none of its business.
+fn target_full(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 64"))?;
+    proc.ready()?;
+    // Unreclaimable: a tmpfs of its own, which the kernel may fill to the last page, and no swap.
+    let fill = "mkdir -p /full && mount -t tmpfs -o size=100% full /full
+        free=$(awk '/MemAvailable/ { print int($2 / 1024) - 24 }' /proc/meminfo)
+        dd if=/dev/zero of=/full/all bs=1M count=$free status=none";
+    cluster.sh(N2, fill)?;
+    let answer = try_migrate(cluster, N1, proc.pid(), N2);
+    let end = if answer.as_ref().is_ok_and(|answer| answer.status == 0) {
+        proc.tell()
+            .and_then(|()| proc.wait_end(Duration::from_secs(120)))
+    } else {
+        prove_runs(cluster, proc.pid(), "memory", N1, N1, Doing::Computing)
+            .and_then(|()| proc.tell())
+            .and_then(|()| proc.wait_end(Duration::from_secs(60)))
+            .and_then(|end| match end {
+                End::Exit(PASSED) => Ok(end),
+                _ => bail!("refused, and then {end:?}"),
+            })
+    };
+    cluster.sh(N2, "umount /full && rmdir /full")?;
+    let end = end.with_context(|| {
+        answer.map_or_else(|error| format!("{error:#}"), |output| output.evidence())
+    })?;
+    ensure!(
+        matches!(end, End::Exit(PASSED) | KILLED),
+        "{end:?}\n{}",
+        proc.evidence()
+    );
+    cluster.wait_linked(&cluster.nodes())
+}
+
+/// A link that is down for less than a peer's life: nothing is lost, in either direction.
+fn short_cut(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("count 10"))?;
+    proc.ready()?;
+    travel(&proc, "count", Doing::Sleeping, &[N2])?;
+    for _ in 0..3 {
+        let before = proc.lines().len();
+        cluster.cut(N1, N2)?;
+        thread::sleep(Duration::from_secs(4));
+        cluster.heal(N1, N2)?;
+        proc.wait_lines(before + 50, Duration::from_secs(60))?;
+    }
+    cluster.wait_linked(&cluster.nodes())?;
+    proc.must_pass()?;
+    let all = proc.lines();
+    lines::check(all.iter().map(|(_, line)| line.as_str()), |_| Ok(())).map(drop)
+}
+
+/// The parent is told of the end, not sooner and not much later than the peer is dead.
+fn must_end_killed(proc: &mut Proc<'_>, since: Instant) -> Result<()> {
+    let end = proc.wait_end(DEAD_WITHIN)?;
+    let took = since.elapsed();
+    ensure!(
+        end == KILLED,
+        "its parent saw {end:?} instead of a kill\n{}",
+        proc.evidence()
+    );
+    ensure!(
+        took >= NOT_DEAD_BEFORE,
+        "its host was given up after {:.1} s already",
+        took.as_secs_f64()
+    );
+    Ok(())
+}
+
+fn must_be_gone(cluster: &Cluster, pid: u32, node: Node, limit: Duration) -> Result<()> {
+    eventually(limit, || {
+        Ok(
+            task(cluster, node, pid)?
+                .map(|task| format!("{node} still has a task {pid}: {task:?}")),
+        )
+    })
+}
+
+fn host_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    let since = Instant::now();
+    cluster.kill(N2)?;
+    let ended = must_end_killed(&mut proc, since);
+    bring_back(cluster, N2)?;
+    ended?;
+    must_be_gone(cluster, proc.pid(), N1, Duration::from_secs(5))?;
+    must_be_gone(cluster, proc.pid(), N2, Duration::from_secs(1))
+}
+
+/// A host that was silent for too long has lost its guests; it is told so when it speaks again.
+fn host_frozen(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    let since = Instant::now();
+    cluster.freeze(N2)?;
+    let ended = must_end_killed(&mut proc, since);
+    cluster.thaw(N2)?;
+    ended?;
+    must_be_gone(cluster, proc.pid(), N2, Duration::from_secs(15))?;
+    cluster.wait_linked(&cluster.nodes())
+}
+
+/// Both sides of a cut come to the same end.
+fn host_cut_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    let since = Instant::now();
+    cluster.cut(N1, N2)?;
+    let ended = must_end_killed(&mut proc, since);
+    let gone = must_be_gone(cluster, proc.pid(), N2, DEAD_WITHIN);
+    cluster.heal(N1, N2)?;
+    ended?;
+    gone.context("a guest outlives its home")?;
+    cluster.wait_linked(&cluster.nodes())
+}
+
+fn home_off(cluster: &Cluster) -> Result<()> {
+    let proc = Proc::start(cluster, &Start::guest("spin").home(N3).io(Io::Null))?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    cluster.kill(N3)?;
+    thread::sleep(Duration::from_secs(4));
+    let early = prove_runs_among(
+        cluster,
+        &[N1, N2],
+        proc.pid(),
+        "spin",
+        N3,
+        N2,
+        Doing::Computing,
+    );
+    let gone = must_be_gone(cluster, proc.pid(), N2, DEAD_WITHIN);
+    bring_back(cluster, N3)?;
+    early.context("its home is not dead yet")?;
+    gone.context("a guest outlives its home")
+}
+
+fn home_frozen(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    cluster.freeze(N1)?;
+    let gone = must_be_gone(cluster, proc.pid(), N2, DEAD_WITHIN);
+    cluster.thaw(N1)?;
+    gone.context("a guest outlives its home")?;
+    let end = proc
+        .wait_end(DEAD_WITHIN)
+        .context("at home, after it was thawed")?;
+    ensure!(end == KILLED, "its parent saw {end:?}\n{}", proc.evidence());
+    cluster.wait_linked(&cluster.nodes())
+}
+
+fn stranger_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    cluster.kill(N3)?;
+    thread::sleep(Duration::from_secs(14));
+    let runs = prove_runs_among(
+        cluster,
+        &[N1, N2],
+        proc.pid(),
+        "spin",
+        N1,
+        N2,
+        Doing::Computing,
+    );
+    bring_back(cluster, N3)?;
+    runs?;
+    hop(&proc, "spin", Doing::Computing, N3).context("on to the node that came back")?;
+    proc.must_pass()
+}
+
+/// Once its memory is complete, a process depends on its home and its host, and on nobody it passed.
+fn former_host_off(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
+    proc.ready()?;
+    // Each hop ends with the image gone from where it was.
+    travel(&proc, "memory", Doing::Computing, &[N2, N3])?;
+    cluster.kill(N2)?;
+    thread::sleep(Duration::from_secs(14));
+    let told = proc.tell_on(&[N1, N3]);
+    let end = proc.wait_end(Duration::from_secs(60));
+    bring_back(cluster, N2)?;
+    told?;
+    let end = end?;
+    ensure!(end == End::Exit(PASSED), "{end:?}\n{}", proc.evidence());
+    Ok(())
+}
+
+/// A program with memory that takes a while to move, and the migration under way for `ms`.
+fn in_flight<'c>(
+    cluster: &'c Cluster,
+    ms: u64,
+    disturb: impl FnOnce() -> Result<()>,
+) -> Result<(Proc<'c>, Result<Output>)> {
+    let proc = Proc::start(cluster, &Start::guest("memory loop 24"))?;
+    proc.ready()?;
+    let pid = proc.pid();
+    let (answer, disturbed) = thread::scope(|scope| {
+        let asked = scope.spawn(move || try_migrate(cluster, N1, pid, N2));
+        thread::sleep(Duration::from_millis(ms));
+        let disturbed = disturb();
+        (asked.join(), disturbed)
+    });
+    disturbed?;
+    let answer = answer.unwrap_or_else(|_| bail!("a thread of the runner panicked"));
+    Ok((proc, answer))
+}
+
+/// Which of two nodes runs it; exactly one must, in the end.
+fn the_one_place(cluster: &Cluster, proc: &Proc<'_>) -> Result<Node> {
+    let mut place = None;
+    eventually(Duration::from_secs(45), || {
+        let ticks = || -> Result<Vec<Option<u64>>> {
+            [N1, N2]
+                .iter()
+                .map(|&node| Ok(task(cluster, node, proc.pid())?.map(|task| task.ticks)))
+                .collect()
+        };
+        let first = ticks()?;
+        thread::sleep(Duration::from_millis(1500));
+        let last = ticks()?;
+        let grew = |i: usize| matches!((first[i], last[i]), (Some(a), Some(b)) if b > a + 20);
+        place = match (grew(0), grew(1)) {
+            (true, true) => bail!("two copies run: {first:?}, then {last:?}"),
+            (true, false) => Some(N1),
+            (false, true) => Some(N2),
+            (false, false) => None,
+        };
+        Ok(place
+            .is_none()
+            .then(|| format!("no copy runs: {first:?}, then {last:?}")))
+    })
+    .with_context(|| proc.evidence())?;
+    place.context("no place")
+}
+
+/// The link is down for 4 s while the process moves. In the end one copy runs, and nothing is lost.
+fn cut_in_flight(cluster: &Cluster, ms: u64) -> Result<()> {
+    let (mut proc, answer) = in_flight(cluster, ms, || {
+        cluster.cut(N1, N2)?;
+        thread::sleep(Duration::from_secs(4));
+        cluster.heal(N1, N2)
+    })?;
+    let place = the_one_place(cluster, &proc).with_context(|| describe(&answer))?;
+    agree(&answer, place)?;
+    prove_runs(cluster, proc.pid(), "memory", N1, place, Doing::Computing)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    proc.must_pass()
+}
+
+/// The target stands still for 4 s while the process moves.
+fn freeze_in_flight(cluster: &Cluster, ms: u64) -> Result<()> {
+    let (mut proc, answer) = in_flight(cluster, ms, || {
+        cluster.freeze(N2)?;
+        thread::sleep(Duration::from_secs(4));
+        cluster.thaw(N2)
+    })?;
+    let place = the_one_place(cluster, &proc).with_context(|| describe(&answer))?;
+    agree(&answer, place)?;
+    prove_runs(cluster, proc.pid(), "memory", N1, place, Doing::Computing)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    proc.must_pass()
+}
+
+/// The target loses power while the process moves: it goes on at the source, or it had moved and is honestly dead.
+fn off_in_flight(cluster: &Cluster, ms: u64) -> Result<()> {
+    let (mut proc, answer) = in_flight(cluster, ms, || cluster.kill(N2))?;
+    let end = proc.wait_end(DEAD_WITHIN);
+    let outcome = match end {
+        Ok(KILLED) => Ok(()),
+        Ok(end) => Err(anyhow::anyhow!(
+            "its parent saw {end:?}\n{}",
+            proc.evidence()
+        )),
+        // It has not ended: then it must run.
+        Err(_) => prove_runs_among(
+            cluster,
+            &[N1, N3],
+            proc.pid(),
+            "memory",
+            N1,
+            N1,
+            Doing::Computing,
+        )
+        .and_then(|()| proc.tell_on(&[N1, N3]))
+        .and_then(|()| proc.must_end(End::Exit(PASSED))),
+    };
+    bring_back(cluster, N2)?;
+    outcome.with_context(|| describe(&answer))
+}
+
+fn describe(answer: &Result<Output>) -> String {
+    match answer {
+        Ok(output) => format!("ssictl migrate said: {}", output.evidence()),
+        Err(error) => format!("ssictl migrate: {error:#}"),
+    }
+}
+
+/// An answer that says it moved must not be contradicted by where it runs, nor one that says it did not.
+fn agree(answer: &Result<Output>, place: Node) -> Result<()> {
+    let Ok(output) = answer else {
+        bail!("{}", describe(answer))
+    };
+    match (output.status == 0, place) {
+        (true, N2) | (false, N1) => Ok(()),
+        // Its asker may have lost sight of it; then it must not say that it knows.
+        (false, _)
+            if output.text().contains("target-lost") || output.errors().contains("target-lost") =>
+        {
+            Ok(())
+        }
+        _ => bail!("it runs on {place}, and {}", describe(answer)),
+    }
+}
+
+/// After everything, a plain move still works. Used by tests that disturb a cluster on purpose.
+pub fn still_works(cluster: &Cluster) -> Result<()> {
+    cluster.wait_linked(&cluster.nodes())?;
+    let mut proc = spin(cluster)?;
+    migrate(cluster, N1, proc.pid(), N2)?;
+    prove_runs(cluster, proc.pid(), "spin", N1, N2, Doing::Computing)?;
+    proc.must_pass()
+}

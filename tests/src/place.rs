@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Where a process really runs, asked of every node's own kernel through `/proc` and never through our tools.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::{Cluster, Node};
+use crate::host::eventually;
+
+/// What one kernel says of a PID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Name of the leader.
+    pub comm: String,
+    /// One letter.
+    pub state: char,
+    /// User and system time of all its threads, in ticks of 10 ms.
+    pub ticks: u64,
+    /// Number of threads.
+    pub threads: u32,
+}
+
+impl Task {
+    /// From a line of `/proc/PID/stat`.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (head, rest) = line.rsplit_once(") ")?;
+        let (_, comm) = head.split_once(" (")?;
+        // The state is field 3, the first of `rest`.
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            comm: comm.into(),
+            state: fields.first()?.chars().next()?,
+            ticks: field(14)? + field(15)?,
+            threads: field(20)?.try_into().ok()?,
+        })
+    }
+}
+
+impl Task {
+    /// Whether nothing of it runs any more. A leader may be gone while other threads live on.
+    pub fn is_dead(&self) -> bool {
+        self.state == 'X' || self.state == 'Z' && self.threads <= 1
+    }
+}
+
+/// What the kernel of `node` says of `pid` now; `None` when it has no such task.
+pub fn task(cluster: &Cluster, node: Node, pid: u32) -> Result<Option<Task>> {
+    let line = cluster.sh(
+        node,
+        &format!("cat /proc/{pid}/stat 2>/dev/null || echo none"),
+    )?;
+    if line == "none" {
+        return Ok(None);
+    }
+    Task::parse(&line)
+        .map(Some)
+        .with_context(|| format!("strange /proc/{pid}/stat on {node}: {line}"))
+}
+
+/// What a process is doing, which decides what its place can be proven by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Its processor time must grow where it runs, and only there.
+    Computing,
+    /// It waits.
+    Sleeping,
+}
+
+/// How much processor time must be seen to grow: enough to stand out from what a deputy's own signals cost.
+const GROWTH_TICKS: u64 = 20;
+
+/// Proves that `pid` is run by the kernel of `at` and by no other of `nodes`:
+///
+/// - `at` has the task, not dead, called `comm`, with its processor time growing if it computes;
+/// - its home, if that is another node, has the deputy, whose processor time does not grow meanwhile;
+/// - no other node has such a task.
+pub fn prove_runs_among(
+    cluster: &Cluster,
+    nodes: &[Node],
+    pid: u32,
+    comm: &str,
+    home: Node,
+    at: Node,
+    doing: Doing,
+) -> Result<()> {
+    let others: Vec<Node> = nodes
+        .iter()
+        .copied()
+        .filter(|&node| node != at && node != home)
+        .collect();
+    thread::scope(|scope| {
+        let here = scope.spawn(|| prove_here(cluster, pid, comm, at, doing));
+        let deputy = (home != at && nodes.contains(&home))
+            .then(|| scope.spawn(|| prove_deputy(cluster, pid, home)));
+        let nowhere =
+            scope.spawn(|| cluster.on_all(&others, |node| prove_gone(cluster, pid, node)));
+        let panicked = || anyhow::anyhow!("a thread of the runner panicked");
+        let grown = here.join().map_err(|_| panicked())??;
+        if let Some(deputy) = deputy {
+            let idle = deputy.join().map_err(|_| panicked())??;
+            // A tick may be charged to whoever runs when the clock interrupts.
+            ensure!(
+                idle <= 1 + grown / 20,
+                "the deputy of {pid} at its home {home} used {idle} ticks while the guest on {at} used {grown}"
+            );
+        }
+        nowhere.join().map_err(|_| panicked())?.map(drop)
+    })
+}
+
+/// [`prove_runs_among`] all nodes.
+pub fn prove_runs(
+    cluster: &Cluster,
+    pid: u32,
+    comm: &str,
+    home: Node,
+    at: Node,
+    doing: Doing,
+) -> Result<()> {
+    prove_runs_among(cluster, &cluster.nodes(), pid, comm, home, at, doing)
+}
+
+/// Returns how many ticks it grew.
+fn prove_here(cluster: &Cluster, pid: u32, comm: &str, at: Node, doing: Doing) -> Result<u64> {
+    let look = || -> Result<Task> {
+        let task = task(cluster, at, pid)?
+            .with_context(|| format!("the kernel of {at} has no task {pid}"))?;
+        ensure!(
+            task.comm == comm,
+            "task {pid} on {at} is called {}, not {comm}",
+            task.comm
+        );
+        ensure!(
+            !task.is_dead(),
+            "task {pid} on {at} is dead (state {})",
+            task.state
+        );
+        Ok(task)
+    };
+    let first = look()?;
+    let mut grown = 0;
+    if doing == Doing::Computing {
+        eventually(Duration::from_secs(20), || {
+            let now = look()?;
+            grown = now.ticks.saturating_sub(first.ticks);
+            Ok((grown < GROWTH_TICKS).then(|| {
+                format!(
+                    "processor time of {pid} on {at} grew by {grown} ticks only, state {}",
+                    now.state
+                )
+            }))
+        })?;
+    }
+    Ok(grown)
+}
+
+/// Returns how many ticks it grew in about a second.
+fn prove_deputy(cluster: &Cluster, pid: u32, home: Node) -> Result<u64> {
+    let look = || {
+        task(cluster, home, pid)?.with_context(|| format!("the home {home} of {pid} has no deputy"))
+    };
+    let first = look()?;
+    thread::sleep(Duration::from_secs(1));
+    let last = look()?;
+    ensure!(
+        !last.is_dead(),
+        "the deputy of {pid} on {home} is dead (state {})",
+        last.state
+    );
+    Ok(last.ticks.saturating_sub(first.ticks))
+}
+
+/// A node that a process left keeps its image until the last page has gone, and not longer.
+fn prove_gone(cluster: &Cluster, pid: u32, node: Node) -> Result<()> {
+    eventually(Duration::from_secs(30), || {
+        Ok(
+            task(cluster, node, pid)?
+                .map(|task| format!("{node} still has a task {pid}: {task:?}")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_the_rest_of_the_line() {
+        let line = "7 (a) R (b)) S 1 7 7 0 -1 4194560 1 2 3 4 15 27 0 0 20 0 8 0 100 1 2";
+        let want = Task {
+            comm: "a) R (b)".into(),
+            state: 'S',
+            ticks: 42,
+            threads: 8,
+        };
+        assert_eq!(Task::parse(line), Some(want));
+        assert_eq!(Task::parse("7 (short) S 1"), None);
+    }
+}

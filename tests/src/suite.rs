@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Tests, the clusters they run on, and running them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+
+use crate::cluster::{Cluster, Shape};
+
+/// What a test needs to run on. Tests of one leg share a cluster, in this order of legs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leg {
+    /// One node without module and daemon: what the programs do on a plain machine.
+    Plain,
+    /// Three nodes, started the quickest way.
+    Main,
+    /// Three nodes that send a page only when it is asked for, and no other with it.
+    Lazy,
+    /// Three nodes with little memory, and lazy as well.
+    Small,
+    /// Three nodes whose kernels check themselves and panic at the first complaint.
+    Checkers,
+    /// Three nodes that booted by themselves, at different times.
+    Apart,
+    /// Three nodes with a module that can be told to do its work wrong.
+    Broken,
+}
+
+impl Leg {
+    /// Short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Leg::Plain => "plain",
+            Leg::Main => "main",
+            Leg::Lazy => "lazy",
+            Leg::Small => "small",
+            Leg::Checkers => "checkers",
+            Leg::Apart => "apart",
+            Leg::Broken => "broken",
+        }
+    }
+
+    fn shape(self) -> Shape {
+        let (nodes, options): (u16, &[&'static str]) = match self {
+            Leg::Plain => (1, &["--no-ssi"]),
+            Leg::Main | Leg::Lazy => (3, &["--template"]),
+            Leg::Small => (3, &["--template", "--mem", "320"]),
+            Leg::Checkers => (3, &["--checkers"]),
+            Leg::Apart => (3, &[]),
+            Leg::Broken => (3, &["--template", "--bench"]),
+        };
+        let lazy = matches!(self, Leg::Lazy | Leg::Small);
+        Shape {
+            nodes,
+            options: options.to_vec(),
+            lazy,
+        }
+    }
+
+    /// What is done to a new cluster before its first test.
+    fn prepare(self, cluster: &Cluster) -> Result<()> {
+        match self {
+            Leg::Lazy | Leg::Small => cluster.reload("push=0 prefetch=1"),
+            Leg::Apart => {
+                // Nothing the nodes have in common can come from having booted together.
+                for node in cluster.nodes() {
+                    cluster.kill(node)?;
+                    thread::sleep(Duration::from_secs(45));
+                    cluster.start(node)?;
+                }
+                cluster.wait_linked(&cluster.nodes())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Body = Box<dyn Fn(&Cluster) -> Result<()>>;
+
+/// One test.
+pub struct Test {
+    /// How it is called on the command line.
+    pub name: String,
+    /// What it runs on.
+    pub leg: Leg,
+    body: Body,
+}
+
+impl Test {
+    /// A test of [`Leg::Main`].
+    pub fn new(name: impl Into<String>, body: impl Fn(&Cluster) -> Result<()> + 'static) -> Self {
+        Self {
+            name: name.into(),
+            leg: Leg::Main,
+            body: Box::new(body),
+        }
+    }
+
+    /// The same on another leg; its name then begins with the leg's.
+    pub fn on(mut self, leg: Leg) -> Self {
+        self.name = format!("{}-{}", leg.name(), self.name);
+        self.leg = leg;
+        self
+    }
+}
+
+/// Whether a test is meant by a word of the command line: its name, or a pattern with one `*`.
+pub fn is_meant(name: &str, word: &str) -> bool {
+    match word.split_once('*') {
+        Some((begin, end)) => {
+            name.len() >= begin.len() + end.len() && name.starts_with(begin) && name.ends_with(end)
+        }
+        None => name == word,
+    }
+}
+
+/// How a run went.
+#[derive(Debug, Default)]
+pub struct Count {
+    /// Tests that passed.
+    pub passed: usize,
+    /// Names of those that did not.
+    pub failed: Vec<String>,
+}
+
+/// Runs tests one after another, each leg on a cluster of its own called `name`.
+pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
+    tests.sort_by_key(|test| test.leg);
+    let mut count = Count::default();
+    let mut current: Option<(Leg, Cluster)> = None;
+    for test in &tests {
+        let start = Instant::now();
+        let result =
+            cluster_for(name, test.leg, &mut current).and_then(|cluster| run_one(test, cluster));
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                println!("ok    {} ({seconds:.1} s)", test.name);
+                count.passed += 1;
+            }
+            Err(error) => {
+                let words = current
+                    .as_ref()
+                    .map(|(_, cluster)| cluster.last_words())
+                    .unwrap_or_default();
+                let text = format!("{error:#}\n{words}")
+                    .trim_end()
+                    .replace('\n', "\n      ");
+                println!("FAIL  {} ({seconds:.1} s)\n      {text}", test.name);
+                count.failed.push(test.name.clone());
+                if keep {
+                    println!(
+                        "the cluster {name} is kept: CLUSTER={name} vm/cluster exec 1 -t -- bash"
+                    );
+                    std::mem::forget(current.take());
+                    return count;
+                }
+                // What it left behind must not fail the next one.
+                current = None;
+            }
+        }
+    }
+    count
+}
+
+fn cluster_for<'a>(
+    name: &str,
+    leg: Leg,
+    current: &'a mut Option<(Leg, Cluster)>,
+) -> Result<&'a Cluster> {
+    if current.as_ref().is_none_or(|(have, _)| *have != leg) {
+        // The old one goes first: there is room for one.
+        *current = None;
+        let start = Instant::now();
+        let cluster = Cluster::up(name, leg.shape())?;
+        leg.prepare(&cluster)?;
+        println!(
+            "--    {} up ({:.1} s)",
+            leg.name(),
+            start.elapsed().as_secs_f64()
+        );
+        *current = Some((leg, cluster));
+    }
+    current
+        .as_ref()
+        .map(|(_, cluster)| cluster)
+        .ok_or_else(|| anyhow!("no cluster"))
+}
+
+fn run_one(test: &Test, cluster: &Cluster) -> Result<()> {
+    let result = catch_unwind(AssertUnwindSafe(|| (test.body)(cluster)))
+        .unwrap_or_else(|_| Err(anyhow!("the test panicked")));
+    // A kernel's complaint explains more than what came of it.
+    cluster.check().and(result)
+}
+
+/// Names are used on the command line and must be told apart.
+pub fn verify(tests: &[Test]) -> Result<()> {
+    for (i, test) in tests.iter().enumerate() {
+        ensure!(
+            tests[..i].iter().all(|other| other.name != test.name),
+            "two tests are called {}",
+            test.name
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        assert!(is_meant("memory-hold", "memory-hold"));
+        assert!(is_meant("memory-hold", "memory-*"));
+        assert!(is_meant("memory-hold", "*-hold"));
+        assert!(!is_meant("memory-hold", "memory"));
+        assert!(!is_meant("ab", "ab*b"));
+    }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The command line: any of it on any node for any process.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::host::eventually;
+use crate::moves::hop;
+use crate::place::{Doing, prove_runs};
+use crate::proc::{Proc, Start};
+use crate::ssictl::{find, migrate};
+use crate::suite::Test;
+
+/// The tests.
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test::new("tool-anywhere", anywhere),
+        Test::new("tool-ps", ps),
+        Test::new("tool-node-names", node_names),
+        Test::new("tool-report", report),
+        Test::new("tool-users", users),
+        Test::new("tool-mistakes", mistakes),
+        Test::new("pid-ranges", pid_ranges),
+    ]
+}
+
+fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
+    let proc = Proc::start(cluster, &Start::guest("spin"))?;
+    proc.ready()?;
+    Ok(proc)
+}
+
+/// Asked on a node that is neither home, source nor target.
+fn anywhere(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    for (asked, to) in [(N3, N2), (N1, N3), (N2, N1), (N2, N3), (N1, N2)] {
+        migrate(cluster, asked, proc.pid(), to).with_context(|| format!("asked on {asked}"))?;
+        prove_runs(cluster, proc.pid(), "spin", N1, to, Doing::Computing)?;
+        let answer = cluster.ssictl_json(asked, &["why", &proc.pid().to_string()])?;
+        ensure!(
+            find(&answer, "movable") == Some(&Value::Bool(true)),
+            "why on {asked} says {answer}"
+        );
+    }
+    proc.must_pass()
+}
+
+/// The row of a process in `ssictl ps` on a node.
+fn row(cluster: &Cluster, on: Node, pid: u32) -> Result<Option<Value>> {
+    let list = cluster.ssictl_json(on, &["ps"])?;
+    let rows = list["processes"].as_array().or_else(|| list.as_array());
+    let rows = rows.with_context(|| format!("ssictl ps on {on} holds no list: {list}"))?;
+    Ok(rows.iter().find(|row| row["pid"] == pid).cloned())
+}
+
+fn names(value: &Value, node: Node) -> bool {
+    *value == node.0 || *value == node.to_string().as_str()
+}
+
+/// Every node shows the same of a process that is away.
+fn ps(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("count 20"))?;
+    proc.ready()?;
+    let mut forwarded = 0;
+    for to in [N2, N3, N1] {
+        hop(&proc, "count", Doing::Sleeping, to)?;
+        for on in cluster.nodes() {
+            let row = row(cluster, on, proc.pid())?
+                .with_context(|| format!("ssictl ps on {on} lacks it"))?;
+            let right = names(&row["node"], to)
+                && names(&row["home"], N1)
+                && row["state"] == if to == N1 { "home" } else { "away" }
+                && row["comm"] == "count"
+                && row["threads"] == 1;
+            ensure!(right, "ssictl ps on {on} says {row} of a process at {to}");
+        }
+        // Its lines are written at home, and that is counted.
+        if to != N1 {
+            eventually(Duration::from_secs(30), || {
+                let row = row(cluster, N1, proc.pid())?.context("ssictl ps lacks it")?;
+                let now = row["forwarded"]
+                    .as_u64()
+                    .with_context(|| format!("no number: {row}"))?;
+                Ok((now <= forwarded).then(|| format!("forwarded stays at {now}")))
+            })?;
+            forwarded = row(cluster, N1, proc.pid())?.context("lacks it")?["forwarded"]
+                .as_u64()
+                .unwrap_or(0);
+        }
+    }
+    hop(&proc, "count", Doing::Sleeping, N2)?;
+    proc.must_pass()?;
+    eventually(Duration::from_secs(20), || {
+        for on in cluster.nodes() {
+            if let Some(row) = row(cluster, on, proc.pid())? {
+                return Ok(Some(format!(
+                    "it has ended, and ssictl ps on {on} says {row}"
+                )));
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// `2` and `n2` name the same node.
+fn node_names(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    let pid = proc.pid().to_string();
+    for (word, to) in [("2", N2), ("n3", N3), ("1", N1)] {
+        let output = cluster.ssictl(N1, &["migrate", &pid, "--to", word])?;
+        ensure!(output.status == 0, "--to {word}: {}", output.evidence());
+        prove_runs(cluster, proc.pid(), "spin", N1, to, Doing::Computing)?;
+    }
+    proc.must_pass()
+}
+
+/// A migration's report has its times in order and its bytes; a large process is not shipped at once.
+fn report(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 32"))?;
+    proc.ready()?;
+    let report = migrate(cluster, N1, proc.pid(), N2)?;
+    let number = |key: &str| {
+        find(&report, key)
+            .and_then(Value::as_u64)
+            .with_context(|| format!("no {key} in {report}"))
+    };
+    let times = ["frozen_us", "sent_us", "ready_us", "committed_us"];
+    let times = times.into_iter().map(number).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        times.is_sorted() && times[0] > 0,
+        "the times are not in order: {report}"
+    );
+    let image = number("image_bytes")?;
+    ensure!(
+        image > 1000 && image < 8 << 20,
+        "an image of {image} bytes for a process of 32 MiB: {report}"
+    );
+    prove_runs(cluster, proc.pid(), "memory", N1, N2, Doing::Computing)?;
+    proc.must_pass()
+}
+
+/// A user moves his own processes and no others.
+fn users(cluster: &Cluster) -> Result<()> {
+    let as_user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let mut roots = spin(cluster)?;
+    let command = |pid: u32, to: Node| {
+        format!("{as_user} ssictl migrate {pid} --to {to} -o json 2>&1; echo status $?")
+    };
+    let answer = cluster.sh(N1, &command(roots.pid(), N2))?;
+    ensure!(
+        !answer.contains("status 0"),
+        "a user moved a process of root: {answer}"
+    );
+    prove_runs(cluster, roots.pid(), "spin", N1, N1, Doing::Computing)?;
+    roots.must_pass()?;
+
+    let path = cluster.program(crate::cluster::Kind::Dynamic, "spin", &cluster.nodes())?;
+    let words: Vec<&str> = as_user.split(' ').chain([path.as_str()]).collect();
+    let mut own = Proc::start(cluster, &Start::system(&words))?;
+    own.ready()?;
+    let answer = cluster.sh(N1, &command(own.pid(), N2))?;
+    ensure!(
+        answer.contains("status 0"),
+        "a user could not move his own process: {answer}"
+    );
+    prove_runs(cluster, own.pid(), "spin", N1, N2, Doing::Computing)?;
+    let ids = cluster.sh(
+        N2,
+        &format!(
+            "grep -E '^(Uid|Gid|Groups)' /proc/{}/status | xargs",
+            own.pid()
+        ),
+    )?;
+    let want = "Uid: 65534 65534 65534 65534 Gid: 65534 65534 65534 65534 Groups:";
+    ensure!(ids.trim() == want, "on n2 it runs as {ids}");
+    own.must_pass()
+}
+
+/// Wrong words are answered, not obeyed.
+fn mistakes(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    let pid = proc.pid().to_string();
+    let wrong: [&[&str]; 6] = [
+        &["migrate", &pid, "--to", "n9"],
+        &["migrate", &pid, "--to", ""],
+        &["migrate", "-5", "--to", "n2"],
+        &["migrate", "99999999999", "--to", "n2"],
+        &["why", "0"],
+        &["frobnicate"],
+    ];
+    for words in wrong {
+        let output = cluster.ssictl(N1, words)?;
+        if output.status == 0
+            || output.errors().trim().is_empty() && output.text().trim().is_empty()
+        {
+            bail!("ssictl {}: {}", words.join(" "), output.evidence());
+        }
+    }
+    prove_runs(cluster, proc.pid(), "spin", N1, N1, Doing::Computing)?;
+    proc.must_pass()
+}
+
+/// New processes get numbers of their node's own range, many at once too.
+fn pid_ranges(cluster: &Cluster) -> Result<()> {
+    const PER_NODE: u32 = 1 << 17;
+    const OLD: u32 = 32_768;
+    let script =
+        "for i in 1 2 3 4; do (for k in $(seq 1 60); do sh -c 'echo $$'; done) & done; wait";
+    for node in cluster.nodes() {
+        let low = u32::from(node.0) * PER_NODE + OLD;
+        let text = cluster.sh(node, script)?;
+        let pids = text
+            .lines()
+            .map(str::parse)
+            .collect::<Result<Vec<u32>, _>>()?;
+        ensure!(pids.len() == 240, "{} numbers came", pids.len());
+        let wrong: Vec<_> = pids
+            .iter()
+            .filter(|&&pid| pid < low || pid >= low - OLD + PER_NODE)
+            .collect();
+        ensure!(
+            wrong.is_empty(),
+            "on {node}, whose range begins at {low}: {wrong:?}"
+        );
+    }
+    Ok(())
+}

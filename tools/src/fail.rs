@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What went wrong, as exit status and as words.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+use ssid::api::{self, ErrorParameters, INTERFACE};
+use ssid::varlink;
+
+use crate::out;
+
+/// Exit statuses; clap itself exits with 2 on wrong usage.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const NOT_RUNNING: u8 = 3;
+const NOT_FOUND: u8 = 4;
+const REFUSED: u8 = 5;
+const TIMEOUT: u8 = 124;
+
+/// A command failed.
+#[derive(Debug)]
+pub(crate) struct Fail {
+    status: u8,
+    parameters: ErrorParameters,
+}
+
+impl Fail {
+    fn new(status: u8, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        let hint = Some(hint.into()).filter(|h| !h.is_empty());
+        Self {
+            status,
+            parameters: ErrorParameters {
+                message: message.into(),
+                hint,
+                ..ErrorParameters::default()
+            },
+        }
+    }
+
+    /// An error with no status of its own.
+    pub(crate) fn other(e: &(dyn std::error::Error + 'static)) -> Self {
+        let mut message = e.to_string();
+        let mut source = e.source();
+        while let Some(s) = source {
+            message = format!("{message}: {s}");
+            source = s.source();
+        }
+        Self::new(FAILED, message, "")
+    }
+
+    /// An argument that means nothing.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, message, "")
+    }
+
+    /// Not done in time.
+    pub(crate) fn timeout(hint: &str) -> Self {
+        Self::new(TIMEOUT, "no answer in time", hint)
+    }
+
+    /// A call on `socket` failed.
+    pub(crate) fn call(socket: &Path, e: varlink::Error) -> Self {
+        match e {
+            varlink::Error::Connect(e) => Self::new(
+                NOT_RUNNING,
+                format!("cannot reach ssid on {}: {e}", socket.display()),
+                "start it with `systemctl start ssid` or `ssid`, or name its socket with --socket",
+            ),
+            varlink::Error::Closed => {
+                Self::new(NOT_RUNNING, "ssid ended the connection", "its log says why")
+            }
+            varlink::Error::Timeout => Self::timeout(""),
+            varlink::Error::Reply { name, parameters } => Self::reply(&name, parameters),
+            e => Self::other(&e),
+        }
+    }
+
+    fn reply(name: &str, parameters: serde_json::Value) -> Self {
+        let own = name
+            .strip_prefix(INTERFACE)
+            .and_then(|n| n.strip_prefix('.'));
+        let status = match own {
+            Some(api::error::REFUSED) => REFUSED,
+            Some(api::error::NOT_FOUND | api::error::NOT_PERMITTED) => NOT_FOUND,
+            Some(api::error::UNAVAILABLE) => NOT_RUNNING,
+            _ => {
+                return Self::new(
+                    FAILED,
+                    format!("ssid answers {name} {parameters}"),
+                    "`ssictl version` shows whether both are of one version",
+                );
+            }
+        };
+        match serde_json::from_value(parameters) {
+            Ok(parameters) => Self { status, parameters },
+            Err(e) => Self::other(&e),
+        }
+    }
+
+    /// Tells the user: words on stderr, and an object on stdout if that is what they want.
+    pub(crate) fn report(self, as_json: bool) -> ExitCode {
+        eprintln!("error: {}", self.parameters.message);
+        if let Some(hint) = self.parameters.hint.as_deref().filter(|h| !h.is_empty()) {
+            eprintln!("hint: {hint}");
+        }
+        if as_json {
+            // The status says it all, should this fail.
+            let _ = out::json(&json!({ "error": self.parameters, "status": self.status }));
+        }
+        ExitCode::from(self.status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(name: &str) -> u8 {
+        let parameters = json!({ "message": "m", "reason": "file-kind", "later": 1 });
+        Fail::call(
+            Path::new("/s"),
+            varlink::Error::Reply {
+                name: name.to_owned(),
+                parameters,
+            },
+        )
+        .status
+    }
+
+    #[test]
+    fn every_error_has_its_status() {
+        assert_eq!(status("io.unum.Cluster.Refused"), 5);
+        assert_eq!(status("io.unum.Cluster.NotFound"), 4);
+        assert_eq!(status("io.unum.Cluster.NotPermitted"), 4);
+        assert_eq!(status("io.unum.Cluster.Unavailable"), 3);
+        assert_eq!(status("org.varlink.service.MethodNotFound"), 1);
+        assert_eq!(
+            Fail::call(Path::new("/s"), varlink::Error::Timeout).status,
+            124
+        );
+        let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+        assert_eq!(
+            Fail::call(Path::new("/s"), varlink::Error::Connect(gone)).status,
+            3
+        );
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The commands that only show something.
+
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::json;
+use ssid::api::{NodesReply, PsReply, VersionReply};
+
+use crate::ask;
+use crate::cli::Output;
+use crate::fail::Fail;
+use crate::out;
+
+/// A table without lines, its first `numbers` columns to the right.
+fn table<const N: usize>(header: [&str; N], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for n in numbers {
+        if let Some(column) = table.column_mut(*n) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn print(table: &Table) -> Result<(), Fail> {
+    table
+        .to_string()
+        .lines()
+        .try_for_each(|line| out::line(line.trim_end()))
+}
+
+/// Lists processes.
+pub(crate) fn ps(socket: &Path, output: Output) -> Result<(), Fail> {
+    let reply: PsReply = ask::once(socket, "Ps", &json!({}))?;
+    for node in &reply.missing {
+        eprintln!("warning: n{node} does not answer; its processes may be missing");
+    }
+    if output == Output::Json {
+        return out::json(&reply.processes);
+    }
+    let mut rows = table(
+        [
+            "PID",
+            "NODE",
+            "HOME",
+            "STATE",
+            "THREADS",
+            "FORWARDED",
+            "MISSING",
+            "COMMAND",
+        ],
+        &[0, 4, 5, 6],
+    );
+    for p in reply.processes {
+        rows.add_row([
+            p.pid.to_string(),
+            format!("n{}", p.node),
+            format!("n{}", p.home),
+            p.state,
+            p.threads.to_string(),
+            p.forwarded.to_string(),
+            p.missing_pages.to_string(),
+            p.comm,
+        ]);
+    }
+    print(&rows)
+}
+
+/// Lists nodes.
+pub(crate) fn nodes(socket: &Path, output: Output) -> Result<(), Fail> {
+    let reply: NodesReply = ask::once(socket, "Nodes", &json!({}))?;
+    if output == Output::Json {
+        return out::json(&reply.nodes);
+    }
+    let mut rows = table(["ID", "NAME", "ADDRESS", "STATE"], &[0]);
+    for n in reply.nodes {
+        rows.add_row([n.id.to_string(), n.name, n.addr, n.state]);
+    }
+    print(&rows)
+}
+
+/// Shows versions.
+pub(crate) fn version(socket: &Path, output: Output) -> Result<(), Fail> {
+    let client = env!("CARGO_PKG_VERSION");
+    let daemon: Result<VersionReply, Fail> = ask::once(socket, "Version", &json!({}));
+    if output == Output::Json {
+        out::json(&json!({ "client": client, "daemon": daemon.as_ref().ok() }))?;
+    } else {
+        out::line(&format!("ssictl {client}"))?;
+        if let Ok(d) = &daemon {
+            out::line(&format!(
+                "ssid {} on n{}, netlink protocol {}, daemon protocol {}",
+                d.daemon, d.node, d.netlink, d.protocol
+            ))?;
+        }
+    }
+    daemon.map(drop)
+}

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+
+"""A cluster of VMs on this machine.
+
+All that is known about it lies in one directory:
+
+  cluster.json        what `up` was asked for, and the paths of kernel, initramfs and root image
+  switch.pid, net/    the switch between the nodes: its control socket `ctl` and a socket for each node
+  n0/                 the node a template is made from, for as long as that takes
+  nK/                 node K: console.log, qemu.log, pid, qmp (QEMU's control socket), eP (its session ports)
+"""
+
+import concurrent.futures
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import accel
+import channel
+import qmp
+import ssi
+from cli import Failure
+
+TOP = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
+BUILD = os.path.join(TOP, "build")
+
+BOOT_TIMEOUT_S = int(os.environ.get("BT", 300))
+"""Nodes boot in seconds, but several checked ones on a busy host take their time."""
+
+CHECKERS = "slab_debug=FZPU page_poison=1 kfence.sample_interval=50 panic_on_warn=1 hung_task_panic=1"
+
+
+def say(text):
+    print(text, flush=True)
+
+
+class Cluster:
+    """The cluster whose directory is `state`; it need not exist yet."""
+
+    def __init__(self, state):
+        self.state = state
+        self._config = None
+
+    # What there is
+
+    @property
+    def config(self):
+        """What `up` was asked for."""
+        if self._config is None:
+            try:
+                with open(os.path.join(self.state, "cluster.json")) as file:
+                    self._config = json.load(file)
+            except FileNotFoundError:
+                raise Failure(f"no cluster runs in {self.state}: vm/cluster up N starts one") from None
+        return self._config
+
+    @property
+    def nodes(self):
+        """The numbers of all nodes."""
+        return range(1, self.config["nodes"] + 1)
+
+    def path(self, node, *names):
+        """A path in a node's directory."""
+        return os.path.join(self.state, f"n{node}", *names)
+
+    def pid(self, name):
+        """The process whose PID is in a file of the directory, if it still runs and is the one meant."""
+        try:
+            with open(os.path.join(self.state, name)) as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                return pid if os.fsencode(self.state) in file.read() else None
+        except (OSError, ValueError):
+            return None
+
+    def alive(self, node):
+        """Whether a node has power."""
+        return self.pid(f"n{node}/pid") is not None
+
+    def frozen(self, node):
+        """Whether a node is frozen."""
+        return not qmp.command(self.path(node, "qmp"), "query-status")["running"]
+
+    # Up and down
+
+    def up(self, count, options):
+        """Starts the switch and all nodes."""
+        began = time.monotonic()
+        if os.path.exists(self.state):
+            if os.path.exists(os.path.join(self.state, "cluster.json")):
+                raise Failure(f"a cluster runs in {self.state} already: vm/cluster down ends it")
+            self.clear()
+        for program in ("agent", "switch"):
+            if not os.path.exists(os.path.join(BUILD, program)):
+                raise Failure(f"build/{program} is not built: run make vm")
+        images = subprocess.run(
+            [os.path.join(TOP, "vm/image"), os.path.join(BUILD, "agent")], stdout=subprocess.PIPE, check=False
+        )
+        if images.returncode != 0:
+            raise Failure("the VM image cannot be made: see the lines above")
+        kernel, initramfs, root = images.stdout.decode().split()
+        programs = os.path.join(BUILD, "bench") if options["bench"] else BUILD
+        with_ssi = options["ssi"] and ssi.is_built(programs)
+        if options["ssi"] and not with_ssi:
+            say(f"note: {programs} lacks the module, ssid or ssictl (make all): the nodes only boot")
+
+        os.makedirs(os.path.join(self.state, "net"), mode=0o700)
+        self._config = {
+            **options,
+            "nodes": count,
+            "ssi": with_ssi,
+            "programs": programs,
+            "kernel": kernel,
+            "initramfs": initramfs,
+            "root": root,
+            "accel": accel.choose(kernel, initramfs),
+        }
+        try:
+            self.start_switch(count)
+            if options["template"]:
+                self._config["template"] = self.template()
+            for node in self.nodes:
+                os.mkdir(self.path(node))
+                self.power_on(node)
+            with open(os.path.join(self.state, "cluster.json"), "w") as file:
+                json.dump(self._config, file, indent=2)
+            self.on_all(self.wait_for_agent)
+            say(f"{count} nodes booted in {time.monotonic() - began:.1f} s")
+            if with_ssi:
+                ssi.prepare(self)
+                self.on_all(lambda node: ssi.start_ssi(self, node))
+                ssi.wait_until_ready(self)
+                say(f"the cluster is up after {time.monotonic() - began:.1f} s")
+        except BaseException:
+            # Nobody could know what half a cluster is; its logs are kept.
+            self.down()
+            raise
+
+    def on_all(self, action):
+        """Does something on all nodes at a time; the first failure counts."""
+        with concurrent.futures.ThreadPoolExecutor(len(self.nodes)) as pool:
+            for result in [pool.submit(action, node) for node in self.nodes]:
+                result.result()
+
+    def start_switch(self, count):
+        net = os.path.join(self.state, "net")
+        with open(os.path.join(self.state, "switch.log"), "wb") as log:
+            process = subprocess.Popen(
+                [os.path.join(BUILD, "switch"), net, str(count)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )
+        self.write_pid("switch.pid", process)
+        while not os.path.exists(os.path.join(net, f"n{count}")):
+            if process.poll() is not None:
+                raise Failure(f"the switch did not start: {self.tail('switch.log')}")
+            time.sleep(0.005)
+
+    def write_pid(self, name, process):
+        with open(os.path.join(self.state, name), "w") as file:
+            file.write(f"{process.pid}\n")
+
+    def tail(self, name):
+        """The last lines of a log."""
+        with open(os.path.join(self.state, name), errors="replace") as file:
+            return "\n".join(file.read().split("\n")[-15:])
+
+    def qemu(self, node):
+        """The command line of a node's VM. Node 0 is the template, which borrows node 1's place at the switch."""
+        config = self.config
+        name = 0 if config["template"] else node
+        append = f"console=ttyS0 loglevel=5 panic=-1 unum.node={name}"
+        if config["checkers"]:
+            append += " " + CHECKERS
+        line = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "q35", *config["accel"], "-smp", str(config["cpus"]), "-m", str(config["mem"]),
+            "-kernel", config["kernel"], "-initrd", config["initramfs"], "-append", append,
+            "-chardev", f"file,id=console,path={self.path(node, 'console.log')},append=on",
+            "-serial", "chardev:console",
+            "-qmp", f"unix:{self.path(node, 'qmp')},server=on,wait=off",
+            "-drive", f"file={config['root']},if=none,id=root,format=raw,readonly=on,file.locking=off",
+            "-device", "virtio-blk-pci,drive=root",
+            "-netdev", f"stream,id=net,server=off,addr.type=unix,addr.path={self.state}/net/n{node or 1}",
+            "-device", f"virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:00:{name:02x}",
+            # Tells a copy of the template that it is one: its random numbers must differ.
+            "-device", "vmgenid,guid=auto",
+            "-device", "virtio-serial-pci,id=ports,max_ports=31",
+        ]
+        for port in range(channel.PORTS):
+            line += [
+                "-chardev", f"socket,id=e{port},path={self.path(node, f'e{port}')},server=on,wait=off",
+                "-device", f"virtserialport,bus=ports.0,nr={port + 1},chardev=e{port},name=ssi.exec.{port}",
+            ]
+        if node and config["template"]:
+            line += ["-incoming", f"exec:cat {config['template']}"]
+        return line
+
+    def template(self):
+        """The path of a booted VM's memory, to start nodes from; made on first use."""
+        line = self.qemu(0)
+        key = hashlib.sha256(" ".join(line).replace(self.state, "").encode()).hexdigest()[:16]
+        path = os.path.join(accel.CACHE, f"template-{key}")
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(path):
+                say("booting a template")
+                os.mkdir(self.path(0))
+                self.power_on(0)
+                self.wait_for_agent(0)
+                control = self.path(0, "qmp")
+                qmp.command(control, "stop")
+                qmp.command(control, "migrate", uri=f"exec:cat >{path}.part")
+                while (status := qmp.command(control, "query-migrate")["status"]) != "completed":
+                    if status in ("failed", "cancelled"):
+                        raise Failure(f"the template cannot be written to {path}.part: is there room?")
+                    time.sleep(0.05)
+                self.end([self.pid("n0/pid")])
+                shutil.rmtree(self.path(0))
+                os.rename(f"{path}.part", path)
+        return path
+
+    def power_on(self, node):
+        """Starts a node's VM and waits until it can be talked to; the kernel in it has yet to boot."""
+        with open(self.path(node, "qemu.log"), "ab") as log:
+            process = subprocess.Popen(
+                self.qemu(node), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.write_pid(f"n{node}/pid", process)
+        # The sockets of an earlier life are there still; QEMU binds the last one before it goes on.
+        while not self.answers(self.path(node, f"e{channel.PORTS - 1}")):
+            if process.poll() is not None:
+                raise Failure(f"n{node}: QEMU did not start: {self.tail(f'n{node}/qemu.log')}")
+            time.sleep(0.01)
+
+    @staticmethod
+    def answers(path):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(path) == 0
+
+    def wait_for_agent(self, node):
+        command = ["true"]
+        if node and self.config["template"]:
+            control = self.path(node, "qmp")
+            while qmp.command(control, "query-status")["status"] == "inmigrate":
+                time.sleep(0.02)
+            qmp.command(control, "cont")
+            command = ["/usr/lib/unum/boot", str(node), f"{time.time():.3f}"]
+        try:
+            status, _, said = channel.capture(self.path(node), command, timeout=BOOT_TIMEOUT_S)
+            if status:
+                raise Failure(said)
+        except (Failure, KeyboardInterrupt) as error:
+            self.note_registers(node)
+            raise Failure(f"n{node} did not boot: {error}\n{self.tail(f'n{node}/console.log')}") from None
+
+    def note_registers(self, node):
+        """Leaves a trace of where a silent node is."""
+        try:
+            said = qmp.command(self.path(node, "qmp"), "human-monitor-command", **{"command-line": "info registers -a"})
+        except Failure:
+            return
+        with open(self.path(node, "registers.log"), "a") as file:
+            file.write(said)
+
+    def down(self):
+        """Ends all processes; the logs stay until the next `down`."""
+        if not os.path.isdir(self.state):
+            return
+        pids = [self.pid(name) for name in ["switch.pid", *(f"{name}/pid" for name in os.listdir(self.state))]]
+        self.end(filter(None, pids))
+        last = f"{self.state}.last"
+        shutil.rmtree(last, ignore_errors=True)
+        os.rename(self.state, last)
+        say(f"logs: {last}")
+
+    def clear(self):
+        """Removes what a broken `up` has left."""
+        self.down()
+
+    @staticmethod
+    def end(pids):
+        """Kills processes and waits until they are gone."""
+        waiting = []
+        for pid in pids:
+            try:
+                waiting.append(os.pidfd_open(pid))
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for descriptor in waiting:
+            import select
+
+            select.select([descriptor], [], [], 10)
+            os.close(descriptor)
+        # Those that are our own children.
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    # Single nodes
+
+    def kill(self, node):
+        """Power cut."""
+        pid = self.pid(f"n{node}/pid")
+        if pid is None:
+            raise Failure(f"n{node} does not run")
+        self.end([pid])
+
+    def start(self, node):
+        """Boots a node that has no power."""
+        if self.alive(node):
+            raise Failure(f"n{node} runs already")
+        self.power_on(node)
+        self.wait_for_agent(node)
+        if self.config["ssi"]:
+            ssi.start_ssi(self, node)
+            ssi.wait_until_ready(self, node)
+
+    def freeze(self, node):
+        """Stops a node's processors."""
+        qmp.command(self.path(node, "qmp"), "stop")
+
+    def thaw(self, node):
+        """Lets them go on."""
+        qmp.command(self.path(node, "qmp"), "cont")
+
+    # All of it
+
+    def switch(self, line):
+        """Tells the switch something; returns its answer."""
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(10)
+            try:
+                link.connect(os.path.join(self.state, "net/ctl"))
+                link.sendall(line.encode() + b"\n")
+                answer = link.makefile().read()
+            except OSError as error:
+                raise Failure(f"the switch does not answer: {error}: vm/cluster down, then up") from None
+        if line != "show" and answer != "ok\n":
+            raise Failure(answer.strip())
+        return answer
+
+    def status(self):
+        """Prints what runs and what went over the network."""
+        for node in self.nodes:
+            if not self.alive(node):
+                say(f"n{node} off")
+            else:
+                say(f"n{node} {'frozen' if self.frozen(node) else 'runs'} pid {self.pid(f'n{node}/pid')}")
+        for line in self.switch("show").splitlines():
+            a, b, frames, size, cut, lost = line.split()
+            say(f"n{a} -> n{b} {frames} frames {size} bytes {cut} cut {lost} lost")
