@@ -24,13 +24,13 @@ kmod: ## build build/ssi.ko for the stock kernel
 
 user: ## build the programs of user space, static
 	@echo "unum: building the programs of user space" >&2
-	@$(CARGO) build --quiet --release --locked --package ssid --package ssictl --package unum-vm \
+	@$(CARGO) build --release --locked --package ssid --package ssictl --package unum-vm \
 		$(if $(BENCH),--features ssid/bench --target-dir target/bench)
 	@mkdir -p $(BUILD)
 	@cd target/$(if $(BENCH),bench/)x86_64-unknown-linux-gnu/release && install -C -t $(CURDIR)/$(BUILD) $(USER)
 
 vm: ## build what VMs boot from
-	@$(CARGO) build --quiet --release --locked --package unum-vm
+	@$(CARGO) build --release --locked --package unum-vm
 	@mkdir -p build
 	@cd $(TARGET)/release && install -C -t $(CURDIR)/build agent switch
 	@vm/image build/agent >/dev/null

@@ -12,6 +12,7 @@ It loads and unloads the module itself, so ssid must not run. The module is one 
 frames; see kmod/src/link/bench.rs. Formats are written out here a second time on purpose.
 """
 
+import ctypes
 import errno
 import os
 import random
@@ -392,6 +393,19 @@ def test_numbers_stay_in_the_range(genl):
     assert len(out) == 60 and all(in_range(int(n)) for n in out)
 
 
+def test_chosen_numbers_are_left_alone(genl):
+    number = 5 * RANGE + ALIASES + 9
+    wanted = (ctypes.c_int * 1)(number)
+    args = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+    pid = ctypes.CDLL(None).syscall(435, args, 88)
+    if pid == 0:
+        os._exit(0)
+    assert pid == number, pid
+    os.waitpid(pid, 0)
+    assert in_range(fork_pid())
+    assert "outside of this" not in kernel_log()
+
+
 def test_link_refuses_what_is_no_connection(genl):
     def link(fd, peer=PEER, cls=CONTROL):
         genl.call(LINK, peer=peer, **{"class": cls}, fd=fd)
@@ -761,6 +775,10 @@ def test_statistics(genl):
     assert genl.call(PS) == {}
 
 
+def kernel_log():
+    return subprocess.run(["dmesg"], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 def load(module):
     subprocess.run(["insmod", module], check=True)
 
@@ -770,11 +788,11 @@ def unload():
 
 
 def leftovers():
-    """Threads, sockets in use and memory that the module could leave behind."""
-    names = [open(f"/proc/{p}/comm").read() for p in os.listdir("/proc") if p.isdigit() and os.path.exists(f"/proc/{p}/comm")]
+    """Threads and probes that the module could leave behind."""
+    names = subprocess.run(["ps", "-eo", "comm="], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     threads = sum(n.startswith("ssi-") for n in names)
-    families = subprocess.run(["sh", "-c", "cat /sys/kernel/tracing/enabled_functions 2>/dev/null || true"], stdout=subprocess.PIPE).stdout
-    return threads, b"alloc_pid" in families
+    probed = subprocess.run(["cat", "/sys/kernel/tracing/enabled_functions"], stdout=subprocess.PIPE).stdout
+    return threads, b"alloc_pid" in probed
 
 
 def memory_kib():
@@ -823,6 +841,7 @@ def cycles(module, count):
 def main():
     module = sys.argv[1]
     subprocess.run(["modprobe", "-q", "tls"], check=True)
+    subprocess.run("mountpoint -q /sys/kernel/tracing || mount -t tracefs t /sys/kernel/tracing", shell=True, check=True)
     subprocess.run(["dmesg", "--clear"], check=True)
     load(module)
     genl = Genl()
@@ -831,6 +850,7 @@ def main():
         test_hello_checks_numbers,
         test_hello,
         test_numbers_stay_in_the_range,
+        test_chosen_numbers_are_left_alone,
         test_link_refuses_what_is_no_connection,
     ]
     both = [
@@ -859,7 +879,7 @@ def main():
     assert leftovers() == (0, False), leftovers()
     if len(sys.argv) > 2:
         cycles(module, int(sys.argv[2]))
-    log = subprocess.run(["dmesg"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    log = kernel_log()
     for line in log.splitlines():
         assert not any(w in line for w in ("WARNING", "BUG", "Oops", "Call Trace", "panicked", "outside of this")), log
     print("all good")

@@ -84,13 +84,15 @@ impl Arrivals {
             dirs,
         } = request;
         let home = check(pid, home, &files, &dirs)?;
-        let record = self.module.process(pid).await.map_err(|e| {
+        let records = self.module.processes().await.map_err(|e| {
             Failure::refused(
                 Reason::TargetRefused,
                 format!("{:#}", anyhow::Error::from(e)),
             )
         })?;
-        let stub = self.admit(pid, home, record.as_ref())?;
+        self.tidy(pid, &records).await;
+        let record = records.iter().find(|r| r.pid.get() == pid);
+        let stub = self.admit(pid, home, record)?;
 
         let equal = self
             .digests
@@ -141,6 +143,34 @@ impl Arrivals {
             arrivals.settle(token).await;
         });
         Ok(Prepared { equal })
+    }
+
+    /// Drops the notes of those that have come, and gives up an earlier arrival of `pid`: nobody
+    /// moves a process twice at once, so the end of that one was not told.
+    async fn tidy(&self, pid: u32, records: &[ProcRecord]) {
+        self.expected().retain(|_, a| !self.has_come(*a, records));
+        let earlier: Vec<u64> = {
+            let expected = self.expected();
+            let of_pid = expected.iter().filter(|(_, a)| a.pid == pid);
+            of_pid.map(|(token, _)| *token).collect()
+        };
+        for token in earlier {
+            self.settle(token).await;
+        }
+    }
+
+    fn has_come(&self, arrival: Arrival, records: &[ProcRecord]) -> bool {
+        let state = records
+            .iter()
+            .find(|r| r.pid.get() == arrival.pid)
+            .map(|r| r.state.get());
+        if arrival.stub {
+            // Or it has come and ended, or moved on.
+            state == Some(STATE_GUEST) || !self.stubs.has(arrival.pid)
+        } else {
+            // Home again, it is a process like any other.
+            state.is_none()
+        }
     }
 
     /// Whether the process may come, and whether it needs a stub.

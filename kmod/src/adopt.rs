@@ -333,12 +333,13 @@ fn place_area(image: &Arc<Image>, leader: &Arc<Puppet>, bytes: u64) -> Result<u6
                 (_, None) => wanted.next(),
             };
             let Some((start, end)) = next else { break };
-            if start > at && start - at > best.1 {
-                best = (at, start - at);
+            if start > at && start.min(1 << 47) > at && start.min(1 << 47) - at > best.1 {
+                best = (at, start.min(1 << 47) - at);
             }
             at = at.max(end);
         }
-        let size = mm::task_size();
+        // Where programs look for room by default, also with five levels of page tables.
+        let size = mm::task_size().min(1 << 47);
         if size > at && size - at > best.1 {
             best = (at, size - at);
         }
@@ -732,7 +733,7 @@ fn wait_for_clock(stamp_ns: u64) {
 /// In the thread: the last of what makes it the one of the image.
 fn become_thread(t: &Thread) {
     let s = &t.state;
-    task::set_rseq(s.rseq_ptr, s.rseq_len, s.rseq_sig, s.rseq_version);
+    task::set_rseq(s);
     let mut regs = s.regs;
     const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
     if regs[reg::AX] == ERESTART_RESTARTBLOCK && regs[reg::ORIG_AX] as i64 >= 0 {

@@ -295,7 +295,7 @@ impl Frozen {
     }
 
     /// Has the leader note what the threads share, and make a park area for all of them.
-    pub fn collect(self: &Arc<Self>, home: NodeId, here: NodeId) -> core::result::Result<(), Refusal> {
+    pub fn collect(self: &Arc<Self>, home: NodeId, here: NodeId, to: NodeId) -> core::result::Result<(), Refusal> {
         let puppets = self.puppets()?;
         let leader = puppets.first().ok_or(Refusal::new(Reason::Ending))?.clone();
         let slots = puppets.len() as u64;
@@ -307,7 +307,7 @@ impl Frozen {
             let mut state = task::process_state();
             state.dumpable = 1;
             let cwd = task::cwd()?;
-            let files = match files::capture(home, here) {
+            let files = match files::capture(home, here, to) {
                 Ok(f) => f,
                 Err(r) => {
                     let mut i = me.inner.lock();

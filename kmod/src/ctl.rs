@@ -35,10 +35,7 @@ enum Node {
     /// Nobody has said Hello.
     Nameless,
     /// This is node `me`.
-    Named {
-        me: NodeId,
-        _range: Range,
-    },
+    Named { me: NodeId, _range: Range },
     /// The module goes.
     Closed,
 }
@@ -81,7 +78,9 @@ impl Drop for Service {
     fn drop(&mut self) {
         let control = CONTROL.take();
         // Waits for a Hello that is being handled; the next finds it closed.
-        let node = control.as_ref().map(|c| core::mem::replace(&mut *c.node.lock(), Node::Closed));
+        let node = control
+            .as_ref()
+            .map(|c| core::mem::replace(&mut *c.node.lock(), Node::Closed));
         link::stop();
         drop(node);
     }
@@ -105,18 +104,21 @@ pub fn event(cmd: Cmd, attributes: impl FnOnce(&mut Writer<'_>) -> Attributes) -
     let mut buf = [0; SMALL_BYTES];
     let mut w = Writer::new(&mut buf);
     let r = attributes(&mut w).map_err(Error::from);
-    r.and_then(|()| genl::multicast(cmd as u8, w.finish()).map(|_| ())).inspect_err(|e| {
-        let lost = LOST.fetch_add(1, Relaxed).wrapping_add(1);
-        if lost.is_power_of_two() {
-            pr_err!("event {:?} is lost: error {} ({} so far)\n", cmd, e.to_errno(), lost);
-        }
-    })
+    r.and_then(|()| genl::multicast(cmd as u8, w.finish()).map(|_| ()))
+        .inspect_err(|e| {
+            let lost = LOST.fetch_add(1, Relaxed).wrapping_add(1);
+            if lost.is_power_of_two() {
+                pr_err!(
+                    "event {:?} is lost: error {} ({} so far)\n",
+                    cmd,
+                    e.to_errno(),
+                    lost
+                );
+            }
+        })
 }
 
-fn answer(
-    req: &Request<'_>,
-    attributes: impl FnOnce(&mut Writer<'_>) -> Attributes,
-) -> Result {
+fn answer(req: &Request<'_>, attributes: impl FnOnce(&mut Writer<'_>) -> Attributes) -> Result {
     let mut buf = [0; SMALL_BYTES];
     let mut w = Writer::new(&mut buf);
     attributes(&mut w)?;
@@ -162,7 +164,11 @@ pub fn handle(req: &Request<'_>) -> Result {
         }
         Cmd::Why => verdict(req, &mover::why(a.u32(Attr::Pid)?)?),
         Cmd::Ps => {
-            let after = if a.get(Attr::Pid).is_some() { a.u32(Attr::Pid)? } else { 0 };
+            let after = if a.get(Attr::Pid).is_some() {
+                a.u32(Attr::Pid)?
+            } else {
+                0
+            };
             ps(req, after)
         }
         Cmd::Cancel => {
@@ -188,7 +194,10 @@ fn hello(control: &Control, req: &Request<'_>, a: &Attrs<'_>) -> Result {
             Node::Nameless => {
                 let range = Range::claim(node)?;
                 link::start(node, control.incarnation)?;
-                *known = Node::Named { me: node, _range: range };
+                *known = Node::Named {
+                    me: node,
+                    _range: range,
+                };
                 crate::node::set_me(node);
                 pr_info!("this is {}\n", node);
             }

@@ -29,6 +29,7 @@ use crate::wire::file::{
 use crate::wire::image::MAX_RECORD_BYTES;
 use crate::wire::{self, Kind};
 use kernel::prelude::*;
+use kernel::rbtree::RBTree;
 use kernel::str::BStr;
 use kernel::sync::Arc;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -202,37 +203,31 @@ impl Captured {
     fn collect(&mut self, here: NodeId, to: NodeId) -> Judged<()> {
         let open = file::descriptors(None, MAX_FDS)?;
         let mut path = KVec::from_elem(0u8, MAX_PATH_BYTES + 1, GFP_KERNEL)?;
-        // Descriptors by file, so that duplicates are found.
-        let mut order = KVVec::with_capacity(open.len(), GFP_KERNEL)?;
-        for (k, d) in open.iter().enumerate() {
-            order.push((d.file.identity(), k), GFP_KERNEL)?;
-        }
-        order.sort_unstable();
-        let mut file_of = KVVec::from_elem(0u16, open.len(), GFP_KERNEL)?;
+        // Duplicates name the same file.
+        let mut known = RBTree::<usize, u16>::new();
         let mut ours = KVVec::<(usize, NodeId, u64)>::new();
-        let mut last = None;
-        for &(identity, k) in order.iter() {
-            let Some(d) = open.get(k) else { continue };
-            if last != Some(identity) {
-                last = Some(identity);
-                if self.files.len() >= MAX_FILES {
-                    return Err(Refusal::new(Reason::TooLarge, d.fd, b"files", b""));
+        for d in &open {
+            let known_as = known.get(&d.file.identity()).copied();
+            let file = match known_as {
+                Some(n) => n,
+                None => {
+                    let n = u16::try_from(self.files.len()).map_err(|_| E2BIG)?;
+                    if self.files.len() >= MAX_FILES {
+                        return Err(Refusal::new(Reason::TooLarge, d.fd, b"files", b""));
+                    }
+                    let (f, len, kind) = judge(None, d, &mut path)?;
+                    if let Some(p) = d.file.proxy() {
+                        guest::settle(&p, &d.file)?;
+                        ours.push((self.files.len(), p.home, p.id), GFP_KERNEL)?;
+                    }
+                    let noted = self.note(&d.file, &f, kind, path.get(..len).unwrap_or(&[]), here, to)?;
+                    self.files.push(noted, GFP_KERNEL)?;
+                    known.try_create_and_insert(d.file.identity(), n, GFP_KERNEL)?;
+                    n
                 }
-                let (f, n, kind) = judge(None, d, &mut path)?;
-                if let Some(p) = d.file.proxy() {
-                    guest::settle(&p, &d.file)?;
-                    ours.push((self.files.len(), p.home, p.id), GFP_KERNEL)?;
-                }
-                let noted = self.note(&d.file, &f, kind, path.get(..n).unwrap_or(&[]), here, to)?;
-                self.files.push(noted, GFP_KERNEL)?;
-            }
-            if let Some(s) = file_of.get_mut(k) {
-                *s = (self.files.len() - 1) as u16;
-            }
-        }
-        for (d, n) in open.iter().zip(file_of.iter()) {
+            };
             let flags = if d.cloexec { Fd::CLOEXEC } else { 0 };
-            let fd = Fd { fd: U32::new(d.fd), file: U16::new(*n), flags: U16::new(flags) };
+            let fd = Fd { fd: U32::new(d.fd), file: U16::new(file), flags: U16::new(flags) };
             self.fds.push(fd, GFP_KERNEL)?;
         }
         if self.bytes() > MAX_RECORD_BYTES {

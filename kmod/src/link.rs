@@ -51,6 +51,8 @@ const LOOK_MS: u32 = 3_600_000;
 const MEMORY_MS: u32 = 20;
 /// Records in one direction after which another socket is asked for. AES-GCM allows some 2^24.5.
 const RENEW_RECORDS: u64 = 1 << 23;
+/// Quiet moments in which a socket may leave its memory cgroup before that is given up.
+const CGROUP_TRIES: u32 = 40;
 /// Frames a sender sends by itself at most before it leaves the rest to the thread.
 const DIRECT_FRAMES: u32 = 4;
 
@@ -154,7 +156,12 @@ impl Current {
     fn new(header: &Header, body: Option<Payload>) -> Self {
         let mut head = [0; HEADER_BYTES + HELLO_BYTES];
         head[..HEADER_BYTES].copy_from_slice(wire::bytes(header));
-        Self { head, head_len: HEADER_BYTES, body, sent: 0 }
+        Self {
+            head,
+            head_len: HEADER_BYTES,
+            body,
+            sent: 0,
+        }
     }
 
     fn hello(header: &Header, hello: &Hello) -> Self {
@@ -233,14 +240,23 @@ impl Links {
             )?;
             peers.push(peer, GFP_KERNEL)?;
         }
-        Ok(Arc::new(Self { me, closing: Atomic::new(false), peers }, GFP_KERNEL)?)
+        Ok(Arc::new(
+            Self {
+                me,
+                closing: Atomic::new(false),
+                peers,
+            },
+            GFP_KERNEL,
+        )?)
     }
 
     fn peer(&self, id: NodeId) -> Result<&Arc<Peer>> {
         if id == self.me {
             return Err(EINVAL);
         }
-        self.peers.get(usize::from(id.get()).wrapping_sub(1)).ok_or(EINVAL)
+        self.peers
+            .get(usize::from(id.get()).wrapping_sub(1))
+            .ok_or(EINVAL)
     }
 }
 
@@ -286,7 +302,10 @@ pub fn attach(peer: NodeId, class: Class, fd: i32) -> Result {
     }
     let id = NEXT_SOCKET.fetch_add(1, Relaxed);
     chan.install(peer, id, &socket);
-    let mut new = Served { socket, threads: [None, None] };
+    let mut new = Served {
+        socket,
+        threads: [None, None],
+    };
     let r = new.start(links.me, peer, class, id);
     if r.is_err() {
         chan.give_up(None);
@@ -334,7 +353,9 @@ pub fn self_node() -> Option<NodeId> {
 
 /// Whether both classes of `peer` have a socket on which both sides have said Hello.
 pub fn is_up(peer: NodeId) -> bool {
-    let Some(links) = LINKS.get() else { return false };
+    let Some(links) = LINKS.get() else {
+        return false;
+    };
     links.peer(peer).is_ok_and(|p| {
         Class::ALL.iter().all(|&c| {
             let st = p.channel(c).state.lock();
@@ -349,7 +370,13 @@ pub fn is_up(peer: NodeId) -> bool {
 /// # Errors
 /// `ENOTCONN` when there is no session with `peer`; `EMSGSIZE`; `ENOBUFS` when too much is queued;
 /// `ENOMEM`. Nothing is sent then.
-pub fn send(peer: NodeId, class: Class, kind: Kind, payload: KVVec<u8>, urgency: Urgency) -> Result {
+pub fn send(
+    peer: NodeId,
+    class: Class,
+    kind: Kind,
+    payload: KVVec<u8>,
+    urgency: Urgency,
+) -> Result {
     let links = LINKS.get().ok_or(ENOTCONN)?;
     let peer = links.peer(peer)?;
     if payload.len() > MAX_PAYLOAD_BYTES {
@@ -384,7 +411,11 @@ pub fn wait_room(peer: NodeId, class: Class) -> Result {
                 return Ok(());
             }
         }
-        if chan.roomy.wait(Until::Kill, LOOK_MS, || chan.room.load(Acquire)) == Woken::Signal {
+        if chan
+            .roomy
+            .wait(Until::Kill, LOOK_MS, || chan.room.load(Acquire))
+            == Woken::Signal
+        {
             return Err(EINTR);
         }
     }
@@ -517,7 +548,9 @@ impl Channel {
                 }
                 match st.session.need(urgency) {
                     None => {
-                        st.session.queue(kind, len, urgency, payload).map_err(|_| ENOBUFS)?;
+                        st.session
+                            .queue(kind, len, urgency, payload)
+                            .map_err(|_| ENOBUFS)?;
                         self.show_room(&st);
                         return Ok(());
                     }
@@ -551,8 +584,12 @@ impl Channel {
         if tx.id != id {
             return Pumped::Over;
         }
-        let Tx { socket, current, .. } = tx;
-        let Some(socket) = socket.as_ref() else { return Pumped::Over };
+        let Tx {
+            socket, current, ..
+        } = tx;
+        let Some(socket) = socket.as_ref() else {
+            return Pumped::Over;
+        };
         loop {
             let cur = match current {
                 Some(c) => c,
@@ -562,10 +599,14 @@ impl Channel {
                         return Pumped::Over;
                     }
                     if frames == 0 {
-                        return if st.session.has_next() { Pumped::Blocked } else { Pumped::All };
+                        return if st.session.has_next() {
+                            Pumped::Blocked
+                        } else {
+                            Pumped::All
+                        };
                     }
                     frames -= 1;
-                    match st.session.next() {
+                    match st.session.pick() {
                         Some(n) => current.insert(Current::new(&n.header, n.frame)),
                         None => return Pumped::All,
                     }
@@ -682,7 +723,13 @@ impl Served {
                 Class::Control => 'c',
                 Class::Memory => 'm',
             };
-            let name = CString::try_from_fmt(fmt!("ssi-{}{}/{}-{}", what, short, me.get(), peer.id.get()))?;
+            let name = CString::try_from_fmt(fmt!(
+                "ssi-{}{}/{}-{}",
+                what,
+                short,
+                me.get(),
+                peer.id.get()
+            ))?;
             let (peer, socket) = (peer.clone(), self.socket.clone());
             Thread::start(&name, move || f(&peer, peer.channel(class), &socket, id))
         };
@@ -693,43 +740,41 @@ impl Served {
 
 /// The tx thread of a socket.
 fn transmit(_peer: &Peer, chan: &Channel, socket: &Socket, id: u64) {
-    let mut left_cgroup = false;
+    let mut cgroup_tries = CGROUP_TRIES;
     loop {
         chan.kick.store(false, Relaxed);
         if Thread::should_stop() {
             return;
         }
-        let (pumped, idle) = {
+        let pumped = {
             let mut tx = chan.tx.lock();
-            (chan.pump(&mut tx, id, Wait::Yes, u32::MAX), tx.current.is_none())
+            chan.pump(&mut tx, id, Wait::Yes, u32::MAX)
         };
         match pumped {
             Pumped::Over => return,
             Pumped::Blocked => {
                 // A second has passed already, unless it was memory.
-                chan.kicked.wait(Until::Signal, MEMORY_MS, || Thread::should_stop());
+                chan.kicked
+                    .wait(Until::Signal, MEMORY_MS, || Thread::should_stop());
                 continue;
             }
             Pumped::All => {}
         }
-        let dozing = {
-            let st = chan.state.lock();
-            st.dozing
-        };
+        let dozing = chan.state.lock().dozing;
         let ready = || chan.kick.load(Acquire) || Thread::should_stop();
         let timeout = if dozing { LOOK_MS } else { QUIET_MS };
         match chan.kicked.wait(Until::Signal, timeout, ready) {
             Woken::Ready => chan.state.lock().dozing = false,
             _ => {
-                let mut st = chan.state.lock();
-                // With nothing to say for a while there is no need to wake up before something comes.
-                st.dozing = !st.session.quiet();
-                let doze = st.dozing;
-                drop(st);
-                if doze && idle && !left_cgroup {
-                    let _tx = chan.tx.lock();
-                    left_cgroup = socket.leave_cgroup();
+                // It is quiet; the peer's own acknowledgement of bytes may be on its way still.
+                if cgroup_tries > 0 {
+                    let tx = chan.tx.lock();
+                    let left = tx.current.is_none() && socket.leave_cgroup();
+                    cgroup_tries = if left { 0 } else { cgroup_tries - 1 };
                 }
+                // With nothing to say there is no need to wake up before something comes.
+                let mut st = chan.state.lock();
+                st.dozing = !st.session.quiet() && cgroup_tries == 0;
             }
         }
     }
@@ -742,7 +787,12 @@ fn receive(peer: &Peer, chan: &Channel, socket: &Socket, id: u64) {
     socket.shut();
     let fault = chan.state.lock().fault.take_if(|f| f.0 == id);
     if let Some((_, e)) = fault {
-        pr_info!("link to {}, class {}: {}\n", peer.id, chan.class as u32, e.to_errno());
+        pr_info!(
+            "link to {}, class {}: {}\n",
+            peer.id,
+            chan.class as u32,
+            e.to_errno()
+        );
         // Its loss is counted there.
         let _ = crate::ctl::event(Cmd::LinkDown, |w| {
             w.u32(Attr::Peer, peer.id.get().into())?;
@@ -836,7 +886,11 @@ fn dispatch(
         st.session.acked(ack)?;
         let taken = st.session.take(seq, payload.len())?;
         chan.show_room(&st);
-        (taken, st.session.ack_due(), core::mem::replace(&mut st.dozing, false))
+        (
+            taken,
+            st.session.ack_due(),
+            core::mem::replace(&mut st.dozing, false),
+        )
     };
     #[cfg(SSI_BENCH)]
     let taken = match taken {

@@ -50,7 +50,12 @@ pub struct Ring<T, S> {
 impl<T, S: DerefMut<Target = [Option<T>]>> Ring<T, S> {
     /// An empty queue with as many places as `slots` has.
     pub fn new(slots: S) -> Self {
-        Self { slots, head: 0, len: 0, _items: PhantomData }
+        Self {
+            slots,
+            head: 0,
+            len: 0,
+            _items: PhantomData,
+        }
     }
 
     /// Items in it.
@@ -259,12 +264,24 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
     /// # Errors
     /// [`Full`] when there is no place for it ([`Session::need`]) or the session holds
     /// [`MAX_BYTES`].
-    pub fn queue(&mut self, kind: Kind, bytes: u32, urgency: Urgency, frame: F) -> Result<(), Full> {
+    pub fn queue(
+        &mut self,
+        kind: Kind,
+        bytes: u32,
+        urgency: Urgency,
+        frame: F,
+    ) -> Result<(), Full> {
         let total = self.bytes.saturating_add(bytes as usize);
         if total > MAX_BYTES || self.need(urgency).is_some() {
             return Err(Full);
         }
-        let entry = Entry { seq: 0, kind, bytes, urgency, frame };
+        let entry = Entry {
+            seq: 0,
+            kind,
+            bytes,
+            urgency,
+            frame,
+        };
         let ring = match urgency {
             Urgency::Now => &mut self.urgent,
             Urgency::Bulk => &mut self.bulk,
@@ -282,7 +299,7 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
         self.bulk_bytes < BULK_BYTES
     }
 
-    /// Whether [`Session::next`] has something.
+    /// Whether [`Session::pick`] has something.
     pub fn has_next(&self) -> bool {
         self.ready
             && (self.sent < self.kept.len()
@@ -293,12 +310,16 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
 
     /// What goes on the socket next: frames of the last socket that may be lost, then urgent ones,
     /// then bulk, then a pure acknowledgement if one is due.
-    pub fn next(&mut self) -> Option<Next<F>> {
+    pub fn pick(&mut self) -> Option<Next<F>> {
         if !self.ready {
             return None;
         }
         if self.sent >= self.kept.len() {
-            let waiting = if self.urgent.is_empty() { &mut self.bulk } else { &mut self.urgent };
+            let waiting = if self.urgent.is_empty() {
+                &mut self.bulk
+            } else {
+                &mut self.urgent
+            };
             if let Some(mut entry) = waiting.pop() {
                 self.last = self.last.checked_add(1)?;
                 entry.seq = self.last;
@@ -315,7 +336,10 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
         }
         if self.ack_due {
             self.told();
-            return Some(Next { header: Header::new(Kind::Ack, 0, 0, self.taken), frame: None });
+            return Some(Next {
+                header: Header::new(Kind::Ack, 0, 0, self.taken),
+                frame: None,
+            });
         }
         None
     }
@@ -542,7 +566,10 @@ impl Life {
         self.deaths_heard = deaths;
         self.linked = true;
         self.refusals = 0;
-        Ok(Greeting::Meet { over, ack: if old && knows_us { ack } else { 0 } })
+        Ok(Greeting::Meet {
+            over,
+            ack: if old && knows_us { ack } else { 0 },
+        })
     }
 
     /// The peer is dead. False when there was no session with it.

@@ -302,7 +302,7 @@ fn try_leave(
     m.report.lock().frozen_us = m.since_us();
     let itimer = [facts.itimer_real_ns, facts.itimer_real_incr_ns];
     let prepared = frozen
-        .collect(home, here)
+        .collect(home, here, m.target)
         .and_then(|()| frozen.image(&memory, equal, itimer))
         .and_then(|(image, ranges)| {
             let source = if ranges.is_empty() {
@@ -517,19 +517,21 @@ pub fn stub_ready(token: u64, stub: &Arc<Puppet>) -> Result {
 }
 
 /// ssid gives up what it was preparing.
+///
+/// # Errors
+/// `ENOENT` when nothing is arriving under this name (any more).
 pub fn cancel(token: u64) -> Result {
-    if let Some(a) = arriving::get(token) {
-        let begun = {
-            let mut s = a.state.lock();
-            if s.verdict.is_none() {
-                s.verdict = Some(false);
-            }
-            s.from.is_some()
-        };
-        a.changed.wake();
-        if !begun {
-            drop_arrival(&a);
+    let a = arriving::get(token).ok_or(ENOENT)?;
+    let begun = {
+        let mut s = a.state.lock();
+        if s.verdict.is_none() {
+            s.verdict = Some(false);
         }
+        s.from.is_some()
+    };
+    a.changed.wake();
+    if !begun {
+        drop_arrival(&a);
     }
     Ok(())
 }

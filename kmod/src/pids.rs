@@ -52,7 +52,9 @@ impl Range {
         }
         // From here on a number outside is news; a fork that was under way before was none.
         ME.store(me.get().into(), Relaxed);
-        Ok(Self { _steering: steering })
+        Ok(Self {
+            _steering: steering,
+        })
     }
 }
 
@@ -77,6 +79,10 @@ pub fn born(nr: u32, chosen: bool) {
     // Powers of two: the log tells how many without being filled by them.
     let n = STRAYS.fetch_add(1, Relaxed).wrapping_add(1);
     if n.is_power_of_two() {
-        pr_err!("a new process has the number {}, outside of this node's range ({} so far)\n", nr, n);
+        pr_err!(
+            "a new process has the number {}, outside of this node's range ({} so far)\n",
+            nr,
+            n
+        );
     }
 }

@@ -199,6 +199,11 @@ impl Process {
         let (Place::Away(host) | Place::Remnant(host)) = self.place() else {
             return;
         };
+        // Raised by the puppet's own doing, not sent by anybody: the process has no part in it.
+        if matches!(i.signo, 4 | 5 | 7 | 8 | 11) && i.code > 0 {
+            pr_err!("process {}: its deputy ran into signal {} ({})\n", self.pid, i.signo, i.code);
+            return;
+        }
         let s = Signal {
             pid: U32::new(self.pid),
             tid: U32::new(if i.thread_directed != 0 { puppet.tid } else { 0 }),

@@ -59,6 +59,7 @@ struct Ssi {
     // Dropped in this order: first nothing new comes in, then what is under way ends.
     _service: ctl::Service,
     _exits: sys::task::ExitWatch,
+    _files: files::Service,
     _pool: sys::work::Pool,
     _memory: sys::mm::Device,
 }
@@ -74,7 +75,8 @@ impl kernel::Module for Ssi {
         let _pool = sys::work::Pool::new()?;
         let _memory = sys::mm::Device::new()?;
         let _exits = sys::task::ExitWatch::new()?;
+        let _files = files::Service::new()?;
         let _service = ctl::Service::start(module)?;
-        Ok(Ssi { _service, _exits, _pool, _memory })
+        Ok(Ssi { _service, _exits, _files, _pool, _memory })
     }
 }

@@ -9,6 +9,7 @@
 // memory protect      mprotect back and forth, beside fresh mappings
 // memory fork         a child sees everything; writes on one side stay there
 // memory kernel       system calls that read and write pages nobody has looked at since
+// memory mapped PATH  files mapped: private with changes of its own, private of a file without a name, shared read-only
 // memory loop [MIB]   computes over its memory until told, changing all of it: dirty while it moves
 //
 // "Cold" memory is written before READY and not touched until told: after a move it is what has not been fetched.
@@ -340,6 +341,56 @@ static void kernel(void)
 	must(clock_gettime(CLOCK_MONOTONIC_RAW, when) == 0 && when->tv_nsec < 1000000000);
 }
 
+static unsigned char *map_file(const char *path, int flags, bool keep)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	unsigned char bytes[8 * PAGE], *at;
+
+	must(fd >= 0);
+	fill(bytes, sizeof(bytes), 100);
+	for (int i = 0; i < 8; i++)
+		must(write(fd, bytes, sizeof(bytes)) == sizeof(bytes));
+	at = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, flags, fd, 0);
+	must(at != MAP_FAILED && close(fd) == 0 && (keep || unlink(path) == 0));
+	return at;
+}
+
+static void mapped(const char *path)
+{
+	static const char *const common = "/usr/lib/x86_64-linux-gnu/gconv/gconv-modules";
+	int fd = open(common, O_RDONLY);
+	unsigned char *private, *nameless, *shared;
+	size_t length = fd >= 0 ? lseek(fd, 0, SEEK_END) : 0;
+	uint64_t before = 0, after = 0;
+
+	must(length > 0);
+	shared = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, 0);
+	must(shared != MAP_FAILED && close(fd) == 0);
+	for (size_t i = 0; i < length; i++)
+		before = before * 31 + shared[i];
+	private = map_file(path, MAP_PRIVATE, true);
+	memset(private + 3 * PAGE, 0x77, PAGE);
+	memset(private + 20 * PAGE, 0x77, 1);
+	char second[PATH_MAX];
+
+	snprintf(second, sizeof(second), "%s.gone", path);
+	nameless = map_file(second, MAP_PRIVATE, false);
+	memset(nameless + 9 * PAGE, 0x78, PAGE);
+	ready();
+	work_until_told();
+	for (size_t i = 0; i < 64 * PAGE; i++) {
+		bool changed = i / PAGE == 3 || i == 20 * PAGE;
+
+		same(private[i], changed ? 0x77 : pattern(i % (8 * PAGE), 100));
+		same(nameless[i], i / PAGE == 9 ? 0x78 : pattern(i % (8 * PAGE), 100));
+	}
+	for (size_t i = 0; i < length; i++)
+		after = after * 31 + shared[i];
+	same(after, before);
+	fill(private, 64 * PAGE, 101);
+	check_fill("written after all", private, 64 * PAGE, 101);
+}
+
 static void loop(size_t mib)
 {
 	size_t words = (mib << 20) / 8;
@@ -379,6 +430,8 @@ int main(int argc, char **argv)
 		forks();
 	else if (strcmp(what, "kernel") == 0)
 		kernel();
+	else if (strcmp(what, "mapped") == 0)
+		mapped(argc > 2 ? argv[2] : "/tmp/mapped");
 	else if (strcmp(what, "loop") == 0)
 		loop(mib);
 	else

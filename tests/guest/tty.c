@@ -78,7 +78,6 @@ static void show(void)
 		same(now.group, before.group);
 		same(now.session, before.session);
 		same(now.device, before.device);
-		same(now.group, getpgrp());
 		say("HEARD %s at %dx%d%s", line, now.size.ws_col, now.size.ws_row, resized ? " resized" : "");
 	} while (strcmp(line, "end") != 0);
 }

@@ -360,19 +360,23 @@ impl Cluster {
         self.wait_linked(&nodes)
     }
 
-    /// What the nodes' kernels said last, for a failure's message.
+    /// What the nodes' kernels and daemons said last, for a failure's message.
     pub fn last_words(&self) -> String {
-        self.nodes()
-            .into_iter()
-            .map(|node| {
-                let console = self
-                    .console(node)
-                    .unwrap_or_else(|error| format!("({error:#})"));
-                let from = console.lines().count().saturating_sub(12);
-                let lines: Vec<&str> = console.lines().skip(from).collect();
-                format!("console of {node}, end:\n  {}\n", lines.join("\n  "))
-            })
-            .collect()
+        let mut words = String::new();
+        for node in self.nodes() {
+            let console = self
+                .console(node)
+                .unwrap_or_else(|error| format!("({error:#})"));
+            words += &end_of(&format!("console of {node}"), &console);
+            if !self.has_ssi() {
+                continue;
+            }
+            let log = ["tail", "-n", "12", "/var/log/ssid.log"];
+            if let Ok(output) = self.exec_with(node, &log, b"", Duration::from_secs(10)) {
+                words += &end_of(&format!("log of ssid on {node}"), &output.text());
+            }
+        }
+        words
     }
 
     /// Takes it down. Not an error if it is down.
@@ -387,6 +391,12 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+fn end_of(name: &str, text: &str) -> String {
+    let from = text.lines().count().saturating_sub(12);
+    let lines: Vec<&str> = text.lines().skip(from).collect();
+    format!("{name}, end:\n  {}\n", lines.join("\n  "))
 }
 
 /// How a test program was built.

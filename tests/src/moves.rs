@@ -85,6 +85,7 @@ fn spin<'a>() -> Start<'a> {
 /// Those that make sense without moving, too.
 pub fn simple() -> Vec<Test> {
     vec![
+        Test::new("proof", proof),
         Test::new("static", |cluster| {
             trip(cluster, &spin(), Doing::Computing, &[N2, N1])
         }),
@@ -129,6 +130,42 @@ pub fn tests() -> Vec<Test> {
         }),
         Test::new("frozen-home", frozen_home),
     ]
+}
+
+/// The proof of where a process runs fails when it should.
+fn proof(cluster: &Cluster) -> Result<()> {
+    let mut spinning = Proc::start(cluster, &spin())?;
+    let mut sleeping = Proc::start(cluster, &Start::system(&["sleep", "8"]))?;
+    let prove = |proc: &Proc<'_>, comm, home, at, doing| {
+        prove_runs(cluster, proc.pid(), comm, home, at, doing)
+    };
+    prove(&spinning, "spin", N1, N1, Doing::Computing)?;
+    prove(&sleeping, "sleep", N1, N1, Doing::Sleeping)?;
+    ensure!(
+        prove(&spinning, "other", N1, N1, Doing::Computing).is_err(),
+        "another name is taken"
+    );
+    ensure!(
+        prove(&sleeping, "sleep", N1, N1, Doing::Computing).is_err(),
+        "a sleeper is taken for computing"
+    );
+    if cluster.has_ssi() {
+        ensure!(
+            prove(&spinning, "spin", N1, N2, Doing::Computing).is_err(),
+            "n2 is taken for where it runs"
+        );
+        ensure!(
+            prove(&spinning, "spin", N2, N2, Doing::Computing).is_err(),
+            "n2 is taken for its home"
+        );
+    }
+    let end = sleeping.wait_end(std::time::Duration::from_secs(60))?;
+    ensure!(end == End::Exit(0), "{end:?}");
+    ensure!(
+        prove(&sleeping, "sleep", N1, N1, Doing::Sleeping).is_err(),
+        "a dead process is taken for a living one"
+    );
+    spinning.must_pass()
 }
 
 /// A program that needs nothing at home goes on while its home does not answer, and ends there afterwards.

@@ -58,6 +58,7 @@ pub fn tests() -> Vec<Test> {
     tests.push(Test::new("refuse-no-process", |cluster| {
         no_process(cluster)
     }));
+    tests.push(Test::new("timer-posix", posix_timer));
     tests.push(Test::new("refuse-already-there", already_there));
     tests
 }
@@ -84,6 +85,20 @@ fn refuse(cluster: &Cluster, kind: &str, reason: &str) -> Result<()> {
     };
     both(cluster, pid, N2, reason)?;
     proc.must_pass().context("after the refusal")
+}
+
+/// A timer of a kind that need not move: then it is refused, and ticks on at home; or it moves, and ticks there.
+fn posix_timer(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("timers posix 50"))?;
+    proc.ready()?;
+    let answer = try_migrate(cluster, N1, proc.pid(), N2)?;
+    if answer.status == 0 {
+        prove_runs(cluster, proc.pid(), "timers", N1, N2, Doing::Computing)?;
+    } else {
+        must_refuse(&answer, "timer")?;
+        prove_runs(cluster, proc.pid(), "timers", N1, N1, Doing::Computing)?;
+    }
+    proc.must_pass()
 }
 
 fn compat(cluster: &Cluster) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::proc::{End, Io, PASSED, Proc, Start};
 use crate::suite::Test;
 
 /// Programs that only compute until told: their names as tests, and their command lines.
-const COMPUTING: [(&str, &str); 23] = [
+const COMPUTING: [(&str, &str); 27] = [
     ("regs", "regs"),
     ("memory-hold", "memory hold 16"),
     ("memory-grow", "memory grow"),
@@ -24,9 +24,13 @@ const COMPUTING: [(&str, &str); 23] = [
     ("memory-protect", "memory protect"),
     ("memory-kernel", "memory kernel"),
     ("memory-fork", "memory fork"),
+    ("memory-mapped", "memory mapped /tmp/mapped"),
     ("memory-loop", "memory loop 16"),
     ("shared", "shared"),
     ("clock", "clock"),
+    ("identity", "identity"),
+    ("timer-itimer", "timers itimer 50"),
+    ("timer-cpu", "timers cpu 50"),
     ("signals-state", "signals state"),
     ("files-numbers", "files numbers"),
     ("files-devices", "files devices"),
@@ -93,6 +97,13 @@ pub fn tests() -> Vec<Test> {
         }));
     }
     tests.push(Test::new("status-usage", usage));
+    tests.push(Test::new("timer-alarm", alarm));
+    tests.push(Test::new("program-absent", |cluster| {
+        elsewhere(cluster, None)
+    }));
+    tests.push(Test::new("program-differs", |cluster| {
+        elsewhere(cluster, Some("identity"))
+    }));
     tests.push(Test::new("exec", |cluster| exec(cluster, "execs")));
     tests.push(Test::new("exec-thread", |cluster| {
         exec(cluster, "execs thread")
@@ -219,6 +230,38 @@ fn usage(cluster: &Cluster) -> Result<()> {
         "it used 2000 ms or more, and its parent was told {used} ms"
     );
     Ok(())
+}
+
+/// An alarm that is set at home and rings elsewhere.
+fn alarm(cluster: &Cluster) -> Result<()> {
+    let line = format!(
+        "timers alarm {}",
+        if cluster.has_ssi() { 20_000 } else { 8_000 }
+    );
+    let mut proc = Proc::start(cluster, &Start::guest(&line))?;
+    proc.ready()?;
+    travel(&proc, "timers", Doing::Computing, &[N2, N3])?;
+    ensure!(
+        !proc.output().contains("PASSED"),
+        "it rang early, or the moves took its whole time"
+    );
+    proc.must_end(End::Exit(PASSED))
+}
+
+/// The program's file is not on the other nodes, or another one has its name there: its pages travel with it.
+fn elsewhere(cluster: &Cluster, instead: Option<&str>) -> Result<()> {
+    let built = crate::cluster::top()?.join("build/guest/dynamic");
+    let path = format!("/elsewhere/{}/memory", instead.unwrap_or("absent"));
+    cluster.push(N1, &built.join("memory"), &path)?;
+    if let Some(other) = instead {
+        for node in cluster.nodes().into_iter().filter(|&node| node != N1) {
+            cluster.push(node, &built.join(other), &path)?;
+        }
+    }
+    let mut proc = Proc::start(cluster, &Start::system(&[&path, "fork"]))?;
+    proc.ready()?;
+    travel(&proc, "memory", Doing::Computing, &[N2, N3, N1, N2])?;
+    proc.must_pass()
 }
 
 /// Replaces itself by exec on another node, and moves again afterwards.

@@ -130,71 +130,85 @@ pub struct Count {
 pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
     tests.sort_by_key(|test| test.leg);
     let mut count = Count::default();
-    let mut current: Option<(Leg, Cluster)> = None;
+    let mut clusters = Clusters {
+        name,
+        current: None,
+        lost: None,
+    };
     for test in &tests {
         let start = Instant::now();
-        let result =
-            cluster_for(name, test.leg, &mut current).and_then(|cluster| run_one(test, cluster));
+        let result = clusters
+            .of(test.leg)
+            .and_then(|cluster| run_one(test, cluster));
         let seconds = start.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => {
-                println!("ok    {} ({seconds:.1} s)", test.name);
-                count.passed += 1;
-            }
-            Err(error) => {
-                let words = current
-                    .as_ref()
-                    .map(|(_, cluster)| cluster.last_words())
-                    .unwrap_or_default();
-                let text = format!("{error:#}\n{words}")
-                    .trim_end()
-                    .replace('\n', "\n      ");
-                println!("FAIL  {} ({seconds:.1} s)\n      {text}", test.name);
-                count.failed.push(test.name.clone());
-                if keep {
-                    println!(
-                        "the cluster {name} is kept: CLUSTER={name} vm/cluster exec 1 -t -- bash"
-                    );
-                    std::mem::forget(current.take());
-                    return count;
-                }
-                // What it left behind must not fail the next one.
-                current = None;
-            }
+        let Err(error) = result else {
+            println!("ok    {} ({seconds:.1} s)", test.name);
+            count.passed += 1;
+            continue;
+        };
+        let current = clusters.current.take();
+        let words = current
+            .as_ref()
+            .map(|(_, cluster)| cluster.last_words())
+            .unwrap_or_default();
+        let text = format!("{error:#}\n{words}")
+            .trim_end()
+            .replace('\n', "\n      ");
+        println!("FAIL  {} ({seconds:.1} s)\n      {text}", test.name);
+        count.failed.push(test.name.clone());
+        if keep {
+            println!("the cluster {name} is kept: CLUSTER={name} vm/cluster exec 1 -t -- bash");
+            std::mem::forget(current);
+            return count;
         }
+        // The cluster goes down here: what the test left behind must not fail the next one.
     }
     count
 }
 
-fn cluster_for<'a>(
-    name: &str,
-    leg: Leg,
-    current: &'a mut Option<(Leg, Cluster)>,
-) -> Result<&'a Cluster> {
-    if current.as_ref().is_none_or(|(have, _)| *have != leg) {
-        // The old one goes first: there is room for one.
-        *current = None;
-        let start = Instant::now();
-        let cluster = Cluster::up(name, leg.shape())?;
-        leg.prepare(&cluster)?;
-        println!(
-            "--    {} up ({:.1} s)",
-            leg.name(),
-            start.elapsed().as_secs_f64()
-        );
-        *current = Some((leg, cluster));
+/// The cluster that is up, one at a time.
+struct Clusters<'a> {
+    name: &'a str,
+    current: Option<(Leg, Cluster)>,
+    /// The leg whose cluster did not come up, so that it is not tried again for each of its tests.
+    lost: Option<Leg>,
+}
+
+impl Clusters<'_> {
+    fn of(&mut self, leg: Leg) -> Result<&Cluster> {
+        if self.current.as_ref().is_none_or(|(have, _)| *have != leg) {
+            // The old one goes first: there is room for one.
+            self.current = None;
+            ensure!(self.lost != Some(leg), "its cluster did not come up before");
+            let start = Instant::now();
+            let made = Cluster::up(self.name, leg.shape()).and_then(|cluster| {
+                leg.prepare(&cluster)?;
+                Ok(cluster)
+            });
+            let cluster = made.inspect_err(|_| self.lost = Some(leg))?;
+            println!(
+                "--    {} up ({:.1} s)",
+                leg.name(),
+                start.elapsed().as_secs_f64()
+            );
+            self.current = Some((leg, cluster));
+        }
+        self.current
+            .as_ref()
+            .map(|(_, cluster)| cluster)
+            .ok_or_else(|| anyhow!("no cluster"))
     }
-    current
-        .as_ref()
-        .map(|(_, cluster)| cluster)
-        .ok_or_else(|| anyhow!("no cluster"))
 }
 
 fn run_one(test: &Test, cluster: &Cluster) -> Result<()> {
     let result = catch_unwind(AssertUnwindSafe(|| (test.body)(cluster)))
         .unwrap_or_else(|_| Err(anyhow!("the test panicked")));
-    // A kernel's complaint explains more than what came of it.
-    cluster.check().and(result)
+    match (result, cluster.check()) {
+        (result, Ok(())) => result,
+        (Ok(()), complaint) => complaint,
+        // A kernel's complaint explains more than what came of it.
+        (Err(error), Err(complaint)) => Err(anyhow!("{complaint:#}\nand {error:#}")),
+    }
 }
 
 /// Names are used on the command line and must be told apart.

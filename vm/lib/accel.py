@@ -18,18 +18,17 @@ CACHE = os.environ.get("UNUM_CACHE") or os.path.join(os.environ.get("XDG_CACHE_H
 PROBE_TIMEOUT_S = 15
 
 
-def choose(kernel, initramfs):
+def choose(qemu, kernel, initramfs):
     """QEMU's options for accelerator and processor."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return TCG
     with open("/proc/cpuinfo", "rb") as file:
         # Without the frequencies, which change.
         processor = [line for line in file if line.startswith((b"model name", b"flags"))][:2]
-    version = subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, check=True).stdout
-    key = hashlib.sha256(b"".join([kernel.encode(), version, *processor])).hexdigest()[:16]
+    key = hashlib.sha256(b"".join([qemu.encode(), kernel.encode(), *processor])).hexdigest()[:16]
     answer = os.path.join(CACHE, f"accel-{key}")
     if not os.path.exists(answer):
-        word = "kvm" if boots(kernel, initramfs) else "tcg"
+        word = "kvm" if boots(qemu, kernel, initramfs) else "tcg"
         with open(f"{answer}.{os.getpid()}", "w") as file:
             file.write(word)
         os.rename(file.name, answer)
@@ -37,10 +36,10 @@ def choose(kernel, initramfs):
         return KVM if file.read() == "kvm" else TCG
 
 
-def boots(kernel, initramfs):
+def boots(qemu, kernel, initramfs):
     """Whether KVM gets as far as the initramfs."""
     line = [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *KVM,
+        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *KVM,
         "-machine", "q35", "-m", "256", "-serial", "stdio", "-kernel", kernel, "-initrd", initramfs,
         "-append", "console=ttyS0 quiet panic=-1 unum.probe",
     ]

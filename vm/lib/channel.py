@@ -29,6 +29,10 @@ class Gone(Failure):
     """The node does not run, or stopped doing so."""
 
 
+class Silent(Failure):
+    """The node runs, and does not answer in time."""
+
+
 def frame(kind, payload=b""):
     """One frame."""
     return struct.pack("<BH", kind, len(payload)) + payload
@@ -107,7 +111,7 @@ class Session:
             left = None if self.deadline is None else max(0, self.deadline - time.monotonic())
             ready, writable, _ = select.select(reading, [self.link] if self.outbox else [], [], left)
             if not ready and not writable:
-                raise Failure(f"{self.name} does not answer")
+                raise Silent(f"{self.name} does not answer")
             if writable:
                 self.send()
             if self.link in ready:

@@ -10,7 +10,7 @@ import sys
 
 USAGE = """\
 usage: vm/cluster VERB ...
-  up N [--cpus C] [--mem MIB] [--template] [--checkers] [--no-ssi] [--bench]
+  up N [--cpus C] [--mem MIB] [--template] [--checkers] [--no-ssi] [--bench [--plain]]
                           boot nodes n1..nN, load the module, start ssid on each
   down                    end all nodes; their logs stay in the directory that is printed
   exec NODE [-t] -- CMD.. run a command; -t gives it a terminal
@@ -29,6 +29,7 @@ NODE is `2` or `n2`. The environment variable CLUSTER names the cluster (default
   --checkers  turns the stock kernel's own checkers on
   --no-ssi    only boots; neither module nor ssid
   --bench     takes module and programs of build/bench/, which are not for use
+  --plain     makes its links without TLS
 """
 
 
@@ -125,7 +126,7 @@ def verb_console(args):
 
 
 def verb_up(args):
-    options = {"cpus": 2, "mem": 512, "template": False, "checkers": False, "bench": False, "ssi": True}
+    options = {"cpus": 2, "mem": 512, "template": False, "checkers": False, "bench": False, "plain": False, "ssi": True}
     count = None
     args = list(args)
     while args:
@@ -134,7 +135,7 @@ def verb_up(args):
             if not args or not args[0].isdecimal():
                 raise Usage(f"{word} needs a number")
             options[word[2:]] = int(args.pop(0))
-        elif word in ("--template", "--checkers", "--bench"):
+        elif word in ("--template", "--checkers", "--bench", "--plain"):
             options[word[2:]] = True
         elif word == "--no-ssi":
             options["ssi"] = False
@@ -144,6 +145,8 @@ def verb_up(args):
             raise Usage(f"up N, 1 to 8, and its options; not {word}")
     if count is None:
         raise Usage("up N and its options")
+    if options["plain"] and not options["bench"]:
+        raise Usage("--plain needs --bench: ordinary programs know no plain links")
     cluster().up(count, options)
 
 

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -30,8 +31,13 @@ from cli import Failure
 TOP = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
 BUILD = os.path.join(TOP, "build")
 
-BOOT_TIMEOUT_S = int(os.environ.get("BT", 300))
+BOOT_TIMEOUT_S = 150
 """Nodes boot in seconds, but several checked ones on a busy host take their time."""
+BOOT_ATTEMPTS = 2
+"""Rarely an emulated machine stands still in the stock kernel's first second, with nothing of ours in it yet."""
+
+LOGS_KEPT_S = 24 * 3600
+"""Tests name their clusters anew each time, so there would be ever more logs."""
 
 CHECKERS = "slab_debug=FZPU page_poison=1 kfence.sample_interval=50 panic_on_warn=1 hung_task_panic=1"
 
@@ -79,6 +85,11 @@ class Cluster:
         except (OSError, ValueError):
             return None
 
+    def pids(self):
+        """All processes that belong to the cluster."""
+        names = ["switch.pid", *(f"{name}/pid" for name in os.listdir(self.state))]
+        return [pid for name in names if (pid := self.pid(name))]
+
     def alive(self, node):
         """Whether a node has power."""
         return self.pid(f"n{node}/pid") is not None
@@ -91,11 +102,22 @@ class Cluster:
 
     def up(self, count, options):
         """Starts the switch and all nodes."""
+        os.makedirs(os.path.dirname(self.state), exist_ok=True)
+        with open(f"{self.state}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Failure(f"the cluster in {self.state} is being started already") from None
+            self.up_alone(count, options)
+
+    def up_alone(self, count, options):
+        """The same, while nobody else starts this cluster."""
         began = time.monotonic()
         if os.path.exists(self.state):
             if os.path.exists(os.path.join(self.state, "cluster.json")):
                 raise Failure(f"a cluster runs in {self.state} already: vm/cluster down ends it")
-            self.clear()
+            # What a broken `up` has left.
+            self.down()
         for program in ("agent", "switch"):
             if not os.path.exists(os.path.join(BUILD, program)):
                 raise Failure(f"build/{program} is not built: run make vm")
@@ -104,7 +126,7 @@ class Cluster:
         )
         if images.returncode != 0:
             raise Failure("the VM image cannot be made: see the lines above")
-        kernel, initramfs, root = images.stdout.decode().split()
+        qemu, kernel, initramfs, root = images.stdout.decode().split()
         programs = os.path.join(BUILD, "bench") if options["bench"] else BUILD
         with_ssi = options["ssi"] and ssi.is_built(programs)
         if options["ssi"] and not with_ssi:
@@ -116,10 +138,11 @@ class Cluster:
             "nodes": count,
             "ssi": with_ssi,
             "programs": programs,
+            "qemu": qemu,
             "kernel": kernel,
             "initramfs": initramfs,
             "root": root,
-            "accel": accel.choose(kernel, initramfs),
+            "accel": accel.choose(qemu, kernel, initramfs),
         }
         try:
             self.start_switch(count)
@@ -130,7 +153,7 @@ class Cluster:
                 self.power_on(node)
             with open(os.path.join(self.state, "cluster.json"), "w") as file:
                 json.dump(self._config, file, indent=2)
-            self.on_all(self.wait_for_agent)
+            self.on_all(self.boot)
             say(f"{count} nodes booted in {time.monotonic() - began:.1f} s")
             if with_ssi:
                 ssi.prepare(self)
@@ -143,10 +166,15 @@ class Cluster:
             raise
 
     def on_all(self, action):
-        """Does something on all nodes at a time; the first failure counts."""
+        """Does something on all nodes at a time. A failure of one is the end of all."""
         with concurrent.futures.ThreadPoolExecutor(len(self.nodes)) as pool:
-            for result in [pool.submit(action, node) for node in self.nodes]:
-                result.result()
+            try:
+                for result in concurrent.futures.as_completed([pool.submit(action, node) for node in self.nodes]):
+                    result.result()
+            except BaseException:
+                # Or the others would go on waiting for theirs.
+                self.end(self.pids())
+                raise
 
     def start_switch(self, count):
         net = os.path.join(self.state, "net")
@@ -178,7 +206,7 @@ class Cluster:
         if config["checkers"]:
             append += " " + CHECKERS
         line = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            config["qemu"], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35", *config["accel"], "-smp", str(config["cpus"]), "-m", str(config["mem"]),
             "-kernel", config["kernel"], "-initrd", config["initramfs"], "-append", append,
             "-chardev", f"file,id=console,path={self.path(node, 'console.log')},append=on",
@@ -212,7 +240,7 @@ class Cluster:
                 say("booting a template")
                 os.mkdir(self.path(0))
                 self.power_on(0)
-                self.wait_for_agent(0)
+                self.boot(0)
                 control = self.path(0, "qmp")
                 qmp.command(control, "stop")
                 qmp.command(control, "migrate", uri=f"exec:cat >{path}.part")
@@ -243,7 +271,22 @@ class Cluster:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(path) == 0
 
+    def boot(self, node):
+        """Waits until a node that has power is usable, and gives it another chance if it stands still."""
+        for attempt in range(1, BOOT_ATTEMPTS + 1):
+            try:
+                return self.wait_for_agent(node)
+            except channel.Silent:
+                self.note_registers(node)
+                if attempt == BOOT_ATTEMPTS:
+                    raise Failure(f"n{node} does not boot: {self.tail(f'n{node}/console.log')}") from None
+                say(f"n{node} stands still after {BOOT_TIMEOUT_S} s (see {self.path(node)}): power off, power on")
+                self.kill(node)
+                self.power_on(node)
+        return None
+
     def wait_for_agent(self, node):
+        """Waits for the agent, and makes a copy of the template the node it is to be."""
         command = ["true"]
         if node and self.config["template"]:
             control = self.path(node, "qmp")
@@ -253,11 +296,10 @@ class Cluster:
             command = ["/usr/lib/unum/boot", str(node), f"{time.time():.3f}"]
         try:
             status, _, said = channel.capture(self.path(node), command, timeout=BOOT_TIMEOUT_S)
-            if status:
-                raise Failure(said)
-        except (Failure, KeyboardInterrupt) as error:
-            self.note_registers(node)
-            raise Failure(f"n{node} did not boot: {error}\n{self.tail(f'n{node}/console.log')}") from None
+        except channel.Gone as error:
+            raise Failure(f"{error} while it booted: {self.tail(f'n{node}/console.log')}") from None
+        if status:
+            raise Failure(f"n{node}: {said}")
 
     def note_registers(self, node):
         """Leaves a trace of where a silent node is."""
@@ -269,19 +311,19 @@ class Cluster:
             file.write(said)
 
     def down(self):
-        """Ends all processes; the logs stay until the next `down`."""
+        """Ends all processes; the logs stay for a while."""
         if not os.path.isdir(self.state):
             return
-        pids = [self.pid(name) for name in ["switch.pid", *(f"{name}/pid" for name in os.listdir(self.state))]]
-        self.end(filter(None, pids))
+        self.end(self.pids())
         last = f"{self.state}.last"
-        shutil.rmtree(last, ignore_errors=True)
+        base = os.path.dirname(last)
+        for name in os.listdir(base):
+            path = os.path.join(base, name)
+            if path == last or name.endswith(".last") and time.time() - os.path.getmtime(path) > LOGS_KEPT_S:
+                shutil.rmtree(path, ignore_errors=True)
         os.rename(self.state, last)
+        os.utime(last)
         say(f"logs: {last}")
-
-    def clear(self):
-        """Removes what a broken `up` has left."""
-        self.down()
 
     @staticmethod
     def end(pids):
@@ -294,8 +336,6 @@ class Cluster:
             except ProcessLookupError:
                 pass
         for descriptor in waiting:
-            import select
-
             select.select([descriptor], [], [], 10)
             os.close(descriptor)
         # Those that are our own children.
@@ -319,7 +359,7 @@ class Cluster:
         if self.alive(node):
             raise Failure(f"n{node} runs already")
         self.power_on(node)
-        self.wait_for_agent(node)
+        self.boot(node)
         if self.config["ssi"]:
             ssi.start_ssi(self, node)
             ssi.wait_until_ready(self, node)

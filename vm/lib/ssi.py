@@ -60,6 +60,8 @@ def prepare(cluster):
         tool(cluster, "pki", "issue", "--dir", pki, "--node", str(node), "--addr", f"10.77.0.{node}", "--out", out)
         with open(os.path.join(out, "ssid.toml"), "w") as file:
             file.write(CONFIG.format(node=node))
+            if cluster.config["plain"]:
+                file.write("plain_links = true\n")
             file.writelines(CONFIG_NODE.format(node=other) for other in cluster.nodes)
 
 

@@ -30,9 +30,9 @@ pub(super) fn takes(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) -> b
                 }
             })
         }
-        [b'k', b'i', b'c', b'k', n] => {
-            NodeId::new((*n).into()).ok_or(EINVAL).and_then(|to| echo(to, class, b"echo"))
-        }
+        [b'k', b'i', b'c', b'k', n] => NodeId::new((*n).into())
+            .ok_or(EINVAL)
+            .and_then(|to| echo(to, class, b"echo")),
         _ => return false,
     };
     if let Err(e) = r {

@@ -46,7 +46,11 @@ fn a_ring_keeps_order_over_wrap_and_growth() {
         }
     }
     assert_eq!(r.get(r.len()), None);
-    assert_eq!(r.grow(vec![None; 1]).len(), 1, "a smaller storage is given back");
+    assert_eq!(
+        r.grow(vec![None; 1]).len(),
+        1,
+        "a smaller storage is given back"
+    );
 }
 
 #[test]
@@ -60,10 +64,10 @@ fn a_ring_without_places_takes_nothing() {
 fn nothing_is_sent_before_the_hello() {
     let mut s = session();
     queue(&mut s, 1, Urgency::Now, 'a');
-    assert!(s.next().is_none());
+    assert!(s.pick().is_none());
     assert_eq!(s.take(1, 0), Err(Error::Sequence));
     s.hello_taken(0).unwrap();
-    assert_eq!(s.next().unwrap().frame, Some('a'));
+    assert_eq!(s.pick().unwrap().frame, Some('a'));
 }
 
 #[test]
@@ -72,15 +76,25 @@ fn urgent_frames_overtake_and_numbers_follow_the_socket() {
     s.hello_taken(0).unwrap();
     queue(&mut s, 1, Urgency::Bulk, 'a');
     queue(&mut s, 1, Urgency::Bulk, 'b');
-    let first = s.next().unwrap();
+    let first = s.pick().unwrap();
     queue(&mut s, 1, Urgency::Now, 'c');
-    let (second, third) = (s.next().unwrap(), s.next().unwrap());
-    assert_eq!([first.frame, second.frame, third.frame], [Some('a'), Some('c'), Some('b')]);
+    let (second, third) = (s.pick().unwrap(), s.pick().unwrap());
     assert_eq!(
-        [first.header.seq.get(), second.header.seq.get(), third.header.seq.get()],
+        [first.frame, second.frame, third.frame],
+        [Some('a'), Some('c'), Some('b')]
+    );
+    assert_eq!(
+        [
+            first.header.seq.get(),
+            second.header.seq.get(),
+            third.header.seq.get()
+        ],
         [1, 2, 3]
     );
-    assert!(s.next().is_none(), "the acknowledgement went with the frames");
+    assert!(
+        s.pick().is_none(),
+        "the acknowledgement went with the frames"
+    );
 }
 
 #[test]
@@ -89,12 +103,14 @@ fn what_the_peer_has_not_taken_is_sent_again_in_order() {
     s.hello_taken(0).unwrap();
     for c in ['a', 'b', 'c'] {
         queue(&mut s, 1, Urgency::Now, c);
-        s.next().unwrap();
+        s.pick().unwrap();
     }
     s.detached();
     queue(&mut s, 1, Urgency::Now, 'd');
     s.hello_taken(1).unwrap();
-    let again: Vec<_> = core::iter::from_fn(|| s.next()).map(|n| (n.header.seq.get(), n.frame)).collect();
+    let again: Vec<_> = core::iter::from_fn(|| s.pick())
+        .map(|n| (n.header.seq.get(), n.frame))
+        .collect();
     assert_eq!(again, [(2, Some('b')), (3, Some('c')), (4, Some('d'))]);
     s.acked(4).unwrap();
     assert_eq!(s.acked(5), Err(Error::Sequence));
@@ -107,7 +123,7 @@ fn room_comes_back_with_acknowledgements() {
     for i in 0..5 {
         assert_eq!(s.has_room(), i < 4);
         queue(&mut s, (BULK_BYTES / 4) as u32, Urgency::Bulk, i);
-        s.next().unwrap();
+        s.pick().unwrap();
     }
     s.acked(1).unwrap();
     assert!(!s.has_room());
@@ -134,18 +150,18 @@ fn a_session_does_not_grow_without_end() {
 fn acknowledgements_are_due_by_count_by_bytes_and_when_quiet() {
     let mut s = session::<()>();
     s.hello_taken(0).unwrap();
-    assert_eq!(s.next().unwrap().header.kind.get(), Kind::Ack as u16);
+    assert_eq!(s.pick().unwrap().header.kind.get(), Kind::Ack as u16);
     for seq in 1..u64::from(ACK_FRAMES) {
         assert_eq!(s.take(seq, 1), Ok(Taken::Fresh));
         assert!(!s.ack_due());
     }
     s.take(u64::from(ACK_FRAMES), 1).unwrap();
     assert!(s.ack_due());
-    assert_eq!(s.next().unwrap().header.ack.get(), u64::from(ACK_FRAMES));
+    assert_eq!(s.pick().unwrap().header.ack.get(), u64::from(ACK_FRAMES));
     assert!(!s.quiet(), "nothing new to say");
     s.take(u64::from(ACK_FRAMES) + 1, ACK_BYTES).unwrap();
     assert!(s.ack_due());
-    s.next().unwrap();
+    s.pick().unwrap();
     s.take(u64::from(ACK_FRAMES) + 2, 1).unwrap();
     assert!(!s.ack_due());
     assert!(s.quiet());
@@ -166,15 +182,33 @@ fn a_hello_from_someone_else_is_refused() {
     let mut l = Life::new(node(1), node(2), 11);
     let good = Life::new(node(2), node(1), 22).hello(Class::Memory);
     for wrong in [
-        Hello { node: U16::new(3), ..good },
-        Hello { peer: U16::new(2), ..good },
-        Hello { class: U32::new(7), ..good },
-        Hello { incarnation: U64::new(0), ..good },
+        Hello {
+            node: U16::new(3),
+            ..good
+        },
+        Hello {
+            peer: U16::new(2),
+            ..good
+        },
+        Hello {
+            class: U32::new(7),
+            ..good
+        },
+        Hello {
+            incarnation: U64::new(0),
+            ..good
+        },
     ] {
         assert_eq!(l.take_hello(Class::Memory, &wrong, 0), Err(Error::Value));
     }
     assert_eq!(l.take_hello(Class::Control, &good, 0), Err(Error::Value));
-    assert_eq!(l.take_hello(Class::Memory, &good, 9), Ok(Greeting::Meet { over: false, ack: 0 }));
+    assert_eq!(
+        l.take_hello(Class::Memory, &good, 9),
+        Ok(Greeting::Meet {
+            over: false,
+            ack: 0
+        })
+    );
 }
 
 fn meets(l: &mut Life, h: &Hello, ack: u64) -> (bool, u64) {
@@ -191,8 +225,7 @@ fn a_session_ends_once_by_rebirth_by_death_and_by_oblivion() {
     let mut b = Life::new(node(2), node(1), 22);
     let meet = |a: &mut Life, b: &mut Life| {
         let (ha, hb) = (a.hello(c), b.hello(c));
-        let got = (meets(a, &hb, 0).0, meets(b, &ha, 0).0);
-        got
+        (meets(a, &hb, 0).0, meets(b, &ha, 0).0)
     };
     assert_eq!(meet(&mut a, &mut b), (false, false));
     assert_eq!(meet(&mut a, &mut b), (false, false));
@@ -364,14 +397,20 @@ impl Node {
             return;
         }
         let n = &mut self.queued[c][urgency as usize];
-        let tag = Tag { epoch: self.epoch, urgency, n: *n };
+        let tag = Tag {
+            epoch: self.epoch,
+            urgency,
+            n: *n,
+        };
         *n += 1;
         queue(&mut self.sessions[c], 100, urgency, tag);
     }
 
     fn pump(&mut self, c: usize, wires: &mut [Wire]) -> bool {
         let Some(w) = self.wire[c] else { return false };
-        let Some(n) = self.sessions[c].next() else { return false };
+        let Some(n) = self.sessions[c].pick() else {
+            return false;
+        };
         wires[w].put(1 - self.id, Message::Frame(n.header, n.frame));
         true
     }
@@ -392,11 +431,18 @@ impl Node {
         true
     }
 
-    fn handle(&mut self, c: usize, m: Message, wires: &mut [Wire], epochs: &mut u64) -> Result<(), Error> {
+    fn handle(
+        &mut self,
+        c: usize,
+        m: Message,
+        wires: &mut [Wire],
+        epochs: &mut u64,
+    ) -> Result<(), Error> {
         match m {
             Message::Hello(h, ack) => {
                 assert!(!self.greeted[c], "one Hello per socket");
-                let Greeting::Meet { over, ack } = self.life.take_hello(Class::ALL[c], &h, ack)? else {
+                let Greeting::Meet { over, ack } = self.life.take_hello(Class::ALL[c], &h, ack)?
+                else {
                     self.declare_dead(wires, epochs);
                     return Err(Error::Value);
                 };
@@ -418,7 +464,11 @@ impl Node {
                 let Some(tag) = tag else { return Ok(()) };
                 if self.sessions[c].take(h.seq.get(), 100)? == Taken::Fresh {
                     let seen = &mut self.seen[c];
-                    assert_eq!(*seen.epoch.get_or_insert(tag.epoch), tag.epoch, "two sessions mixed");
+                    assert_eq!(
+                        *seen.epoch.get_or_insert(tag.epoch),
+                        tag.epoch,
+                        "two sessions mixed"
+                    );
                     let next = &mut seen.next[tag.urgency as usize];
                     assert_eq!(tag.n, *next, "lost, doubled or out of order");
                     *next += 1;
@@ -450,11 +500,21 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { nodes: [Node::new(0, 1, 1), Node::new(1, 2, 2)], wires: Vec::new(), epochs: 2, incarnations: 2 }
+        Self {
+            nodes: [Node::new(0, 1, 1), Node::new(1, 2, 2)],
+            wires: Vec::new(),
+            epochs: 2,
+            incarnations: 2,
+        }
     }
 
     fn connect(&mut self, class: Class) -> usize {
-        self.wires.push(Wire { class, way: Default::default(), shut: [false; 2], cut: false });
+        self.wires.push(Wire {
+            class,
+            way: Default::default(),
+            shut: [false; 2],
+            cut: false,
+        });
         self.wires.len() - 1
     }
 
@@ -497,7 +557,10 @@ impl World {
         for (a, b) in [(0, 1), (1, 0)] {
             for c in 0..2 {
                 let (from, to) = (&self.nodes[a], &self.nodes[b]);
-                assert_eq!(from.queued[c], to.seen[c].next, "class {c}: not everything arrived");
+                assert_eq!(
+                    from.queued[c], to.seen[c].next,
+                    "class {c}: not everything arrived"
+                );
                 assert!(to.seen[c].epoch.is_none_or(|e| e == from.epoch));
                 assert_eq!(from.sessions[c].kept.len(), 0, "kept without need");
                 assert!(from.greeted[c]);
@@ -513,7 +576,11 @@ fn run(seed: u64, steps: u32, deaths: bool) {
         let (i, c) = (r.below(2) as usize, r.below(2) as usize);
         match r.below(100) {
             0..=39 => {
-                let urgency = if r.below(2) == 0 { Urgency::Now } else { Urgency::Bulk };
+                let urgency = if r.below(2) == 0 {
+                    Urgency::Now
+                } else {
+                    Urgency::Bulk
+                };
                 w.nodes[i].send(c, urgency);
             }
             40..=64 => {

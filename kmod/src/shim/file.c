@@ -17,6 +17,7 @@
 #include <linux/mount.h>
 #include <linux/pipe_fs_i.h>
 #include <linux/poll.h>
+#include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/tty.h>
@@ -868,8 +869,10 @@ u32 ssi_file_poll(struct file *f)
 
 #define INTERRUPT SIGUSR1
 
+/* The caller becomes an ordinary thread that can be interrupted. */
 void ssi_thread_interruptible(void)
 {
+	sched_set_normal(current, 0);
 	allow_kernel_signal(INTERRUPT);
 }
 

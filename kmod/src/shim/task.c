@@ -39,7 +39,7 @@
 static_assert(sizeof(struct ssi_facts) == 128);
 static_assert(sizeof(struct ssi_creds) == 88);
 static_assert(sizeof(struct ssi_process) == 384);
-static_assert(sizeof(struct ssi_thread) == 360);
+static_assert(sizeof(struct ssi_thread) == 376);
 static_assert(sizeof(struct ssi_siginfo) == 32);
 static_assert(sizeof(struct user_regs_struct) == sizeof(u64) * 27);
 
@@ -504,6 +504,9 @@ int ssi_thread_get(struct ssi_thread *t)
 	t->rseq_ptr = (unsigned long)current->rseq.usrptr;
 	t->rseq_len = current->rseq.len;
 	t->rseq_sig = current->rseq.sig;
+	t->rseq_cpu = current->rseq.ids.cpu_id;
+	t->rseq_mm_cid = current->rseq.ids.mm_cid;
+	t->rseq_node = current->rseq.ids.node_id;
 	restart_get(t);
 	strscpy_pad(t->comm, current->comm, sizeof(t->comm));
 	return 0;
@@ -763,20 +766,28 @@ void ssi_forget_user_memory(void)
 	current->sas_ss_sp = 0;
 	current->sas_ss_size = 0;
 	current->sas_ss_flags = SS_DISABLE;
-	current->rseq.event.has_rseq = 0;
+	/* Not only the registration: an update may be due on the way out. */
+	local_irq_disable();
 	current->rseq.usrptr = NULL;
 	current->rseq.len = 0;
 	current->rseq.sig = 0;
+	current->rseq.event.all = 0;
+	local_irq_enable();
 }
 
-void ssi_rseq_set(u64 ptr, u32 len, u32 sig, u32 version)
+void ssi_rseq_set(const struct ssi_thread *t)
 {
 	local_irq_disable();
-	current->rseq.usrptr = (struct rseq __user *)ptr;
-	current->rseq.len = len;
-	current->rseq.sig = sig;
-	current->rseq.event.has_rseq = version;
-	memset(&current->rseq.ids, 0xff, sizeof(current->rseq.ids));
+	current->rseq.usrptr = (struct rseq __user *)t->rseq_ptr;
+	current->rseq.len = t->rseq_len;
+	current->rseq.sig = t->rseq_sig;
+	/* The kernel kills whose area says something else than it last wrote. */
+	current->rseq.ids.cpu_id = t->rseq_cpu;
+	current->rseq.ids.mm_cid = t->rseq_mm_cid;
+	current->rseq.ids.node_id = t->rseq_node;
+	current->rseq.event.has_rseq = t->rseq_version;
+	/* A critical section that was under way is aborted, as by any preemption. */
+	current->rseq.event.user_irq = true;
 	local_irq_enable();
 	rseq_force_update();
 }

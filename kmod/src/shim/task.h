@@ -43,6 +43,7 @@ struct ssi_thread {
 	u64 rseq_ptr;
 	u64 restart[6];
 	u32 restart_kind, sas_flags, rseq_len, rseq_sig;
+	u32 rseq_cpu, rseq_mm_cid, rseq_node, pad;	/* what stands in its area */
 	u8 comm[16];
 };
 
@@ -118,7 +119,7 @@ struct mm_struct *ssi_mm_current_get(void);
 struct mm_struct *ssi_mm_of(struct task_struct *t);
 void ssi_mm_put(struct mm_struct *mm);
 void ssi_forget_user_memory(void);
-void ssi_rseq_set(u64 ptr, u32 len, u32 sig, u32 version);
+void ssi_rseq_set(const struct ssi_thread *t);
 void ssi_restart_interrupted(void);
 int ssi_cwd(char *buf, int len);
 int ssi_exit_probe_add(void);

@@ -53,6 +53,7 @@ const _: () = assert!(size_of::<Facts>() == 72);
 /// Bytes of a `struct termios2`.
 pub const TERMIOS2_BYTES: usize = 44;
 
+#[allow(improper_ctypes, reason = "only pointers to them cross, and their layout is bindgen's")]
 unsafe extern "C" {
     fn ssi_fds_get(t: *mut bindings::task_struct, v: *mut RawFd, max: c_int) -> c_int;
     fn ssi_fds_close();

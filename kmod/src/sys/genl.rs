@@ -61,7 +61,10 @@ const fn name16(s: &str) -> [u8; 16] {
 }
 
 static GROUPS: Shared<[bindings::genl_multicast_group; 1]> =
-    Shared([bindings::genl_multicast_group { name: name16(uapi::EVENTS), flags: 0 }]);
+    Shared([bindings::genl_multicast_group {
+        name: name16(uapi::EVENTS),
+        flags: 0,
+    }]);
 
 static FAMILY: FamilyCell = FamilyCell(UnsafeCell::new(pin_init::zeroed()));
 
@@ -127,7 +130,12 @@ impl Request<'_> {
     /// # Errors
     /// `ENOMEM`; `EAGAIN` when the asker does not read.
     pub fn answer(&self, attributes: &[u8]) -> Result {
-        let skb = message(self.info.snd_portid, self.info.snd_seq, self.cmd, attributes)?;
+        let skb = message(
+            self.info.snd_portid,
+            self.info.snd_seq,
+            self.cmd,
+            attributes,
+        )?;
         // SAFETY: The net name space of the request stays while it is handled. The message is
         // given away.
         to_result(unsafe {
@@ -170,9 +178,7 @@ fn message(portid: u32, seq: u32, cmd: u8, attributes: &[u8]) -> Result<*mut bin
 pub fn multicast(cmd: u8, attributes: &[u8]) -> Result<bool> {
     let skb = message(0, 0, cmd, attributes)?;
     // SAFETY: The message is given away; group 0 is the one there is.
-    let r = unsafe {
-        bindings::genlmsg_multicast(FAMILY.0.get(), skb, 0, 0, bindings::GFP_KERNEL)
-    };
+    let r = unsafe { bindings::genlmsg_multicast(FAMILY.0.get(), skb, 0, 0, bindings::GFP_KERNEL) };
     if r == ESRCH.to_errno() {
         return Ok(false);
     }
@@ -196,7 +202,11 @@ unsafe extern "C" fn doit(_skb: *mut bindings::sk_buff, info: *mut bindings::gen
         (info, (*info.genlhdr).cmd, attributes)
     };
     // INVARIANT: Not kept by the handler, by its lifetime.
-    match crate::ctl::handle(&Request { info, cmd, attributes }) {
+    match crate::ctl::handle(&Request {
+        info,
+        cmd,
+        attributes,
+    }) {
         Ok(()) => 0,
         Err(e) => e.to_errno(),
     }

@@ -74,7 +74,12 @@ impl Socket {
         };
         // INVARIANT: sockfd_lookup() has taken a reference of the file for us; that it is TCP is
         // checked before anything but drop() is called.
-        let s = Self { raw, shut: Atomic::new(false), sent: Atomic::new(0), received: Atomic::new(0) };
+        let s = Self {
+            raw,
+            shut: Atomic::new(false),
+            sent: Atomic::new(0),
+            received: Atomic::new(0),
+        };
         // SAFETY: The socket is valid by the reference.
         if unsafe { ssi_sock_is_tcp(raw.as_ptr()) } == 0 {
             return Err(EPROTOTYPE);
@@ -186,7 +191,10 @@ impl Socket {
             m.msg_controllen = size_of_val(&control) as _;
             // SAFETY: Inside of what the caller vouches for.
             let at = unsafe { to.add(done) };
-            let mut part = bindings::kvec { iov_base: at.cast(), iov_len: len - done };
+            let mut part = bindings::kvec {
+                iov_base: at.cast(),
+                iov_len: len - done,
+            };
             // SAFETY: The socket is valid; part and control are valid for writes until it returns.
             let r = unsafe {
                 bindings::kernel_recvmsg(
@@ -218,7 +226,8 @@ impl Socket {
                 }
                 Some(_) => return Err(EPROTO),
             }
-            self.received.add((n / RECORD_BYTES + 1) as i64 as u64, Relaxed);
+            self.received
+                .add((n / RECORD_BYTES + 1) as i64 as u64, Relaxed);
             done += n;
         }
         Ok(())

@@ -111,7 +111,7 @@ unsafe extern "C" {
     fn ssi_ktime_ns() -> u64;
     fn ssi_msleep(ms: u32);
     fn ssi_forget_user_memory();
-    fn ssi_rseq_set(ptr: u64, len: u32, sig: u32, version: u32);
+    fn ssi_rseq_set(t: *const ThreadState);
 }
 
 /// When a piece of work is done in another task.
@@ -575,8 +575,8 @@ pub fn forget_user_memory() {
     unsafe { ssi_forget_user_memory() }
 }
 
-/// Sets the caller's restartable sequences area.
-pub fn set_rseq(ptr: u64, len: u32, sig: u32, version: u32) {
+/// Sets the caller's restartable sequences area to that of `t`.
+pub fn set_rseq(t: &ThreadState) {
     // SAFETY: Only the caller's own fields; the kernel checks the address at each use.
-    unsafe { ssi_rseq_set(ptr, len, sig, version) }
+    unsafe { ssi_rseq_set(t) }
 }

@@ -48,7 +48,11 @@ impl Probe {
         to_result(unsafe {
             bindings::tracepoint_probe_register(tracepoint.as_ptr(), function, data)
         })?;
-        Ok(Self { tracepoint, function, data })
+        Ok(Self {
+            tracepoint,
+            function,
+            data,
+        })
     }
 
     /// As [`Probe::register`] without data.
@@ -68,7 +72,11 @@ impl Drop for Probe {
     fn drop(&mut self) {
         // SAFETY: It was registered with the same three.
         unsafe {
-            bindings::tracepoint_probe_unregister(self.tracepoint.as_ptr(), self.function, self.data);
+            bindings::tracepoint_probe_unregister(
+                self.tracepoint.as_ptr(),
+                self.function,
+                self.data,
+            );
         }
     }
 }

@@ -13,7 +13,10 @@ const MAX_ACTIVE: c_int = 512;
 
 unsafe extern "C" {
     fn ssi_workqueue(max_active: c_int) -> *mut bindings::workqueue_struct;
-    fn ssi_work_init(work: *mut bindings::work_struct, f: unsafe extern "C" fn(*mut bindings::work_struct));
+    fn ssi_work_init(
+        work: *mut bindings::work_struct,
+        f: unsafe extern "C" fn(*mut bindings::work_struct),
+    );
     fn ssi_work_queue(wq: *mut bindings::workqueue_struct, work: *mut bindings::work_struct);
     fn ssi_noio_save() -> c_uint;
     fn ssi_noio_restore(flags: c_uint);
@@ -106,7 +109,10 @@ impl NoIo {
     /// From here to the drop of the result.
     pub fn enter() -> Self {
         // SAFETY: Undone by drop() in the same task.
-        Self { flags: unsafe { ssi_noio_save() }, _task: core::marker::PhantomData }
+        Self {
+            flags: unsafe { ssi_noio_save() },
+            _task: core::marker::PhantomData,
+        }
     }
 }
 
@@ -195,7 +201,11 @@ impl Thread {
             bindings::sched_set_fifo_low(task.as_ptr());
             bindings::wake_up_process(task.as_ptr());
         }
-        Ok(Self { task, data, discard: discard::<F> })
+        Ok(Self {
+            task,
+            data,
+            discard: discard::<F>,
+        })
     }
 
     /// Whether the calling thread, which must be one of these, is being stopped.

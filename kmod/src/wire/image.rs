@@ -167,9 +167,14 @@ pub struct ThreadState {
     pub sas_flags: u32,
     pub rseq_len: u32,
     pub rseq_sig: u32,
+    /// What the kernel last wrote to its area of restartable sequences.
+    pub rseq_cpu: u32,
+    pub rseq_mm_cid: u32,
+    pub rseq_node: u32,
+    pub pad: u32,
     pub comm: [u8; 16],
 }
-const _: () = assert!(size_of::<ThreadState>() == 360);
+const _: () = assert!(size_of::<ThreadState>() == 376);
 
 /// Index of a register in [`ThreadState::regs`].
 pub mod reg {
@@ -194,7 +199,7 @@ pub struct Thread {
     pub reserved: u32,
     pub state: ThreadState,
 }
-const _: () = assert!(size_of::<Thread>() == 368);
+const _: () = assert!(size_of::<Thread>() == 384);
 
 impl Thread {
     /// Whether its registers may be given to a thread of ours, as ptrace would decide.
