@@ -82,7 +82,15 @@ impl Arrivals {
             comm,
             files,
             dirs,
+            monotonic_ns,
+            boottime_ns,
         } = request;
+        // At once: every moment from here on its clocks would lag behind.
+        let clocks = proc::Clocks {
+            monotonic_ns,
+            boottime_ns,
+        };
+        let offsets = clocks.offsets_from(&proc::Clocks::now());
         let home = check(pid, home, &files, &dirs)?;
         let records = self.module.processes().await.map_err(|e| {
             Failure::refused(
@@ -132,7 +140,7 @@ impl Arrivals {
             }
             expected.insert(token, Arrival { pid, from, stub });
         }
-        if stub && let Err(f) = self.start_stub(pid, token).await {
+        if stub && let Err(f) = self.start_stub(pid, token, offsets).await {
             self.expected().remove(&token);
             return Err(f);
         }
@@ -183,6 +191,8 @@ impl Arrivals {
                 Reason::TargetRefused,
                 "it is not away from this node",
             )),
+            // It was a guest here before, and what is left of it ends in a moment.
+            (false, None) if self.stubs.has(pid) => Ok(true),
             (false, None) if proc::exists(pid) => Err(Failure::refused(
                 Reason::TargetRefused,
                 format!("the number {pid} is taken on this node"),
@@ -195,11 +205,11 @@ impl Arrivals {
         }
     }
 
-    async fn start_stub(&self, pid: u32, token: u64) -> Result<(), Failure> {
+    async fn start_stub(&self, pid: u32, token: u64, offsets: String) -> Result<(), Failure> {
         let deadline = Instant::now() + LEAVE_IN;
         let text = loop {
-            let stubs = Arc::clone(&self.stubs);
-            match tokio::task::spawn_blocking(move || stubs.start(pid, token)).await {
+            let (stubs, offsets) = (Arc::clone(&self.stubs), offsets.clone());
+            match tokio::task::spawn_blocking(move || stubs.start(pid, token, &offsets)).await {
                 Ok(Ok(())) => return Ok(()),
                 // A stub or guest that was here before has just ended: its number is free in a moment.
                 Ok(Err(stub::Error::Taken(_)))

@@ -337,7 +337,7 @@ impl Cluster {
     pub async fn event(&self, event: Event) {
         match event {
             Event::LinkDown { peer, class, errno } => {
-                tracing::info!(%peer, ?class, errno, "link down");
+                tracing::debug!(%peer, ?class, errno, "link down");
                 self.tell(peer, Input::LinkLost(class)).await;
             }
             Event::Renew { peer, class } => {

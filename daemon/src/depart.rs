@@ -247,6 +247,8 @@ impl Departures {
         target: &Peer,
         ids: &[FileId],
     ) -> Result<Vec<FileId>, Input> {
+        // Last, so that the time on the way is all that the target's view of it lags.
+        let clocks = proc::clocks_of(order.pid);
         let request = Prepare {
             token,
             pid: order.pid,
@@ -254,6 +256,8 @@ impl Departures {
             comm: proc::comm(order.pid),
             files,
             dirs: proc::working_directory(order.pid).into_iter().collect(),
+            monotonic_ns: clocks.monotonic_ns,
+            boottime_ns: clocks.boottime_ns,
         };
         match target.ask_once(Request::Prepare(request), PREPARE_IN).await {
             Ok(Answer::Prepared(p)) if p.equal.len() == ids.len() => Ok(ids

@@ -180,6 +180,12 @@ pub struct Prepare {
     /// Directories it needs.
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub dirs: Vec<Vec<u8>>,
+    /// What its monotonic clock shows, in ns.
+    #[prost(int64, tag = "7")]
+    pub monotonic_ns: i64,
+    /// What its boot-time clock shows, in ns.
+    #[prost(int64, tag = "8")]
+    pub boottime_ns: i64,
 }
 
 /// A file by name and content.

@@ -190,9 +190,92 @@ fn parse_stat(stat: &[u8]) -> Option<Local> {
     (!ended && flags & KERNEL_THREAD == 0).then_some(Local { pid, comm, threads })
 }
 
+/// The clocks that count from the start of a machine, as one process sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clocks {
+    /// `CLOCK_MONOTONIC`, in ns.
+    pub monotonic_ns: i64,
+    /// `CLOCK_BOOTTIME`, in ns.
+    pub boottime_ns: i64,
+}
+
+impl Clocks {
+    /// This machine's.
+    pub fn now() -> Self {
+        let read = |id| {
+            nix::time::clock_gettime(id).map_or(0, |t| {
+                t.tv_sec()
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(t.tv_nsec())
+            })
+        };
+        Self {
+            monotonic_ns: read(nix::time::ClockId::CLOCK_MONOTONIC),
+            boottime_ns: read(nix::time::ClockId::CLOCK_BOOTTIME),
+        }
+    }
+
+    /// What must be added to `base` to get these, in the form of `/proc/PID/timens_offsets`.
+    pub fn offsets_from(&self, base: &Self) -> String {
+        let line = |name, ns: i64| {
+            format!(
+                "{name} {} {}\n",
+                ns.div_euclid(1_000_000_000),
+                ns.rem_euclid(1_000_000_000)
+            )
+        };
+        line(
+            "monotonic",
+            self.monotonic_ns.saturating_sub(base.monotonic_ns),
+        ) + &line(
+            "boottime",
+            self.boottime_ns.saturating_sub(base.boottime_ns),
+        )
+    }
+}
+
+/// The clocks of a process of this node, which may be a guest with those of its home.
+pub fn clocks_of(pid: u32) -> Clocks {
+    let text = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
+    let mut clocks = Clocks::now();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(Ok(s)), Some(Ok(ns))) = (
+            words.next(),
+            words.next().map(str::parse::<i64>),
+            words.next().map(str::parse::<i64>),
+        ) else {
+            continue;
+        };
+        let offset_ns = s.saturating_mul(1_000_000_000).saturating_add(ns);
+        match name {
+            "monotonic" => clocks.monotonic_ns = clocks.monotonic_ns.saturating_add(offset_ns),
+            "boottime" => clocks.boottime_ns = clocks.boottime_ns.saturating_add(offset_ns),
+            _ => {}
+        }
+    }
+    clocks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn offsets_are_written_as_the_kernel_reads_them() {
+        let clocks = |s: i64| Clocks {
+            monotonic_ns: s,
+            boottime_ns: s + 5,
+        };
+        assert_eq!(
+            clocks(2_500_000_001).offsets_from(&clocks(1_000_000_000)),
+            "monotonic 1 500000001\nboottime 1 500000001\n"
+        );
+        assert_eq!(
+            clocks(0).offsets_from(&clocks(1)),
+            "monotonic -1 999999999\nboottime -1 999999999\n"
+        );
+    }
     use proptest::prelude::*;
 
     #[test]

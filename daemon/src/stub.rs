@@ -88,7 +88,7 @@ impl Stubs {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn start(&self, pid: u32, token: u64) -> Result<(), Error> {
+    pub fn start(&self, pid: u32, token: u64, clocks: &str) -> Result<(), Error> {
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -105,6 +105,7 @@ impl Stubs {
             device.as_fd(),
             "ssi-stub",
             &token.to_string(),
+            clocks,
         )
         .map_err(|source| match source.raw_os_error() {
             Some(libc::EEXIST) => Error::Taken(pid),
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn a_missing_device_is_named() {
         let stubs = Stubs::new("/nonexistent/ssi").unwrap();
-        let e = stubs.start(1, 1).unwrap_err();
+        let e = stubs.start(1, 1, "").unwrap_err();
         assert_eq!(e.to_string(), "cannot open /nonexistent/ssi");
     }
 }

@@ -12,6 +12,9 @@ const TCP_RTO_MAX_MS: c_int = 44;
 /// `clone3` flag: the child starts with default signal handlers. The constant of `libc` is too short.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
+/// `unshare` flag. Not in `libc` for this target.
+const CLONE_NEWTIME: c_int = 0x80;
+
 /// `clone3` argument, as far as we use it.
 #[repr(C)]
 #[derive(Default)]
@@ -57,7 +60,8 @@ pub fn set_rto_max(socket: impl AsFd, ms: u32) -> io::Result<()> {
 }
 
 /// Starts the program in `exe` (a memfd) as process `pid`, with `device` as its only file, number
-/// 0, and `argument` as its only argument, in a session of its own. It is our child and announces
+/// 0, and `argument` as its only argument, in a session and a time name space of its own, whose
+/// offsets are `clocks` (in the form of `/proc/PID/timens_offsets`). It is our child and announces
 /// its end with SIGCHLD. Returns a pidfd.
 ///
 /// # Errors
@@ -69,6 +73,7 @@ pub fn spawn_as(
     device: BorrowedFd<'_>,
     name: &str,
     argument: &str,
+    clocks: &str,
 ) -> io::Result<OwnedFd> {
     // Everything the child needs is made here: between clone and exec it may only do system calls.
     let name = CString::new(name)?;
@@ -102,6 +107,7 @@ pub fn spawn_as(
                 device.as_raw_fd(),
                 argv.as_ptr(),
                 envp.as_ptr(),
+                clocks.as_bytes(),
             );
         }
         check(result)?;
@@ -118,12 +124,24 @@ unsafe fn become_stub(
     device: RawFd,
     argv: *const *const libc::c_char,
     envp: *const *const libc::c_char,
+    clocks: &[u8],
 ) -> ! {
     let nothing: u64 = 0;
     // SAFETY: bare system calls on numbers and on memory the caller vouches for. Every other file
     // is closed by exec: close_range only marks, so that `exe` lives until then.
     unsafe {
         libc::syscall(libc::SYS_setsid);
+        // The name space is entered by exec, and takes its offsets until then.
+        let timed = libc::syscall(libc::SYS_unshare, CLONE_NEWTIME) == 0;
+        let offsets = libc::syscall(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            c"/proc/self/timens_offsets".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
+        let timed = timed
+            && libc::syscall(libc::SYS_write, offsets, clocks.as_ptr(), clocks.len())
+                == clocks.len().cast_signed() as c_long;
         libc::syscall(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
@@ -132,7 +150,8 @@ unsafe fn become_stub(
             size_of::<u64>(),
         );
         libc::syscall(libc::SYS_chdir, c"/".as_ptr());
-        if libc::syscall(libc::SYS_dup2, device, 0) == 0
+        if timed
+            && libc::syscall(libc::SYS_dup2, device, 0) == 0
             && libc::syscall(
                 libc::SYS_close_range,
                 1,
@@ -207,7 +226,14 @@ mod tests {
             .parse()
             .unwrap();
         let pid = max - 7;
-        let pidfd = match spawn_as(pid, exe.as_fd(), device.as_fd(), "stub", "12") {
+        let pidfd = match spawn_as(
+            pid,
+            exe.as_fd(),
+            device.as_fd(),
+            "stub",
+            "12",
+            "monotonic 0 0\n",
+        ) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
                 eprintln!("skipped: not allowed to choose a process id here");
                 return;
@@ -222,9 +248,16 @@ mod tests {
             .unwrap();
         assert!(comm.starts_with(&format!("{pid} ")));
         assert!(
-            spawn_as(pid, exe.as_fd(), device.as_fd(), "stub", "12")
-                .unwrap_err()
-                .raw_os_error()
+            spawn_as(
+                pid,
+                exe.as_fd(),
+                device.as_fd(),
+                "stub",
+                "12",
+                "monotonic 0 0\n"
+            )
+            .unwrap_err()
+            .raw_os_error()
                 == Some(libc::EEXIST)
         );
         drop(pidfd);

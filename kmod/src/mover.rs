@@ -38,6 +38,7 @@ use crate::table;
 use crate::uapi::{Attr, Cmd, FileId, Reason, Report};
 use crate::wire::task::{Begin, Verdict, CHUNK_BYTES, MAX_IMAGE_BYTES};
 use crate::wire::{self, Class, Kind};
+use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_spinlock, Arc, SpinLock};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -103,7 +104,8 @@ pub struct Leaving {
     changed: WaitQueue,
     #[pin]
     report: SpinLock<Report>,
-    started_ns: u64,
+    /// When the threads began to be stopped.
+    started_ns: AtomicU64,
 }
 
 impl Leaving {
@@ -126,7 +128,7 @@ impl Leaving {
     }
 
     fn since_us(&self) -> U64 {
-        U64::new(task::now_ns().saturating_sub(self.started_ns) / 1000)
+        U64::new(task::now_ns().saturating_sub(self.started_ns.load(Ordering::Relaxed)) / 1000)
     }
 }
 
@@ -150,18 +152,12 @@ fn check(pid: u32, here: NodeId) -> core::result::Result<(TaskRef, Option<Arc<Pr
         }
     }
     let home = known.as_ref().map_or(here, |p| p.home);
-    let mut tries = 0;
-    loop {
-        let f = t.facts();
-        // A user of its memory that only looks is gone a moment later.
-        if f.mm_users > f.threads && f.kthread == 0 && tries < 10 {
-            tries += 1;
-            task::sleep_ms(10);
-            continue;
-        }
-        judge(&f, home != here)?;
-        break;
+    let mut f = t.facts();
+    if f.kthread == 0 {
+        // Who else uses its memory is asked again when it is to be stopped: we may be one of them.
+        f.mm_users = f.mm_users.min(f.threads);
     }
+    judge(&f, home != here)?;
     if known.is_none() && !here.allocates(pid) {
         return Err(Refusal::new(Reason::TooOld));
     }
@@ -219,7 +215,7 @@ pub fn migrate(pid: u32, to: NodeId, token: u64, files: &[FileId]) -> Result<Ans
             stage <- new_spinlock!(Stage::Sent),
             changed <- WaitQueue::new(),
             report <- new_spinlock!(Report::default()),
-            started_ns: task::now_ns(),
+            started_ns: AtomicU64::new(0),
         }),
         GFP_KERNEL,
     );
@@ -296,8 +292,18 @@ fn try_leave(
         // One memory, two nodes at most.
         g.wait_filled(FILL_MS).map_err(|e| early(e.into()))?;
     }
+    let mut facts = leader.facts();
+    for _ in 0..100 {
+        // Who only looks at its memory is gone a moment later.
+        if facts.mm_users <= facts.threads {
+            break;
+        }
+        task::sleep_ms(20);
+        facts = leader.facts();
+    }
+    judge(&facts, home != here).map_err(early)?;
     let memory = Memory::of(leader).ok_or_else(|| early(Refusal::new(Reason::Ending)))?;
-    let facts = leader.facts();
+    m.started_ns.store(task::now_ns(), Ordering::Relaxed);
     let frozen = Frozen::stop(leader, p.pid).map_err(early)?;
     m.report.lock().frozen_us = m.since_us();
     let itimer = [facts.itimer_real_ns, facts.itimer_real_incr_ns];

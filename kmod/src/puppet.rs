@@ -266,7 +266,8 @@ impl Puppet {
             handler: a.handler,
             flags: SA_SIGINFO | SA_RESTORER | SA_NODEFER,
             restorer: a.park + RESTORER,
-            mask: 0,
+            // One at a time: the frame of another on top would hide this one.
+            mask: !0,
         }; 64];
         let chld = &own[SIGCHLD - 1];
         if chld.handler == SIG_IGN {

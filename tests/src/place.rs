@@ -70,8 +70,10 @@ pub enum Doing {
     Sleeping,
 }
 
-/// How much processor time must be seen to grow: enough to stand out from what a deputy's own signals cost.
+/// How much processor time must be seen to grow where it runs.
 const GROWTH_TICKS: u64 = 20;
+/// How much a deputy may be charged in a second: a tick goes to whoever runs when the clock interrupts.
+const IDLE_TICKS: u64 = 2;
 
 /// Proves that `pid` is run by the kernel of `at` and by no other of `nodes`:
 ///
@@ -95,18 +97,13 @@ pub fn prove_runs_among(
     thread::scope(|scope| {
         let here = scope.spawn(|| prove_here(cluster, pid, comm, at, doing));
         let deputy = (home != at && nodes.contains(&home))
-            .then(|| scope.spawn(|| prove_deputy(cluster, pid, home)));
+            .then(|| scope.spawn(|| prove_deputy(cluster, pid, home, doing)));
         let nowhere =
             scope.spawn(|| cluster.on_all(&others, |node| prove_gone(cluster, pid, node)));
         let panicked = || anyhow::anyhow!("a thread of the runner panicked");
-        let grown = here.join().map_err(|_| panicked())??;
+        here.join().map_err(|_| panicked())??;
         if let Some(deputy) = deputy {
-            let idle = deputy.join().map_err(|_| panicked())??;
-            // A tick may be charged to whoever runs when the clock interrupts.
-            ensure!(
-                idle <= 1 + grown / 20,
-                "the deputy of {pid} at its home {home} used {idle} ticks while the guest on {at} used {grown}"
-            );
+            deputy.join().map_err(|_| panicked())??;
         }
         nowhere.join().map_err(|_| panicked())?.map(drop)
     })
@@ -124,8 +121,7 @@ pub fn prove_runs(
     prove_runs_among(cluster, &cluster.nodes(), pid, comm, home, at, doing)
 }
 
-/// Returns how many ticks it grew.
-fn prove_here(cluster: &Cluster, pid: u32, comm: &str, at: Node, doing: Doing) -> Result<u64> {
+fn prove_here(cluster: &Cluster, pid: u32, comm: &str, at: Node, doing: Doing) -> Result<()> {
     let look = || -> Result<Task> {
         let task = task(cluster, at, pid)?
             .with_context(|| format!("the kernel of {at} has no task {pid}"))?;
@@ -142,36 +138,46 @@ fn prove_here(cluster: &Cluster, pid: u32, comm: &str, at: Node, doing: Doing) -
         Ok(task)
     };
     let first = look()?;
-    let mut grown = 0;
-    if doing == Doing::Computing {
-        eventually(Duration::from_secs(20), || {
-            let now = look()?;
-            grown = now.ticks.saturating_sub(first.ticks);
-            Ok((grown < GROWTH_TICKS).then(|| {
-                format!(
-                    "processor time of {pid} on {at} grew by {grown} ticks only, state {}",
-                    now.state
-                )
-            }))
-        })?;
+    if doing == Doing::Sleeping {
+        return Ok(());
     }
-    Ok(grown)
+    eventually(Duration::from_secs(20), || {
+        let now = look()?;
+        let grown = now.ticks.saturating_sub(first.ticks);
+        Ok((grown < GROWTH_TICKS).then(|| {
+            format!(
+                "processor time of {pid} on {at} grew by {grown} ticks only, state {}",
+                now.state
+            )
+        }))
+    })
 }
 
-/// Returns how many ticks it grew in about a second.
-fn prove_deputy(cluster: &Cluster, pid: u32, home: Node) -> Result<u64> {
-    let look = || {
-        task(cluster, home, pid)?.with_context(|| format!("the home {home} of {pid} has no deputy"))
+/// A deputy hands out the memory it had, and then does nothing any more: a second comes in which it uses no time to
+/// speak of. One that also carries out what a guest does not compute (it reads, it writes) need only be there.
+fn prove_deputy(cluster: &Cluster, pid: u32, home: Node, doing: Doing) -> Result<()> {
+    let look = || -> Result<Task> {
+        let task = task(cluster, home, pid)?
+            .with_context(|| format!("the home {home} of {pid} has no deputy"))?;
+        ensure!(
+            !task.is_dead(),
+            "the deputy of {pid} on {home} is dead (state {})",
+            task.state
+        );
+        Ok(task)
     };
-    let first = look()?;
-    thread::sleep(Duration::from_secs(1));
-    let last = look()?;
-    ensure!(
-        !last.is_dead(),
-        "the deputy of {pid} on {home} is dead (state {})",
-        last.state
-    );
-    Ok(last.ticks.saturating_sub(first.ticks))
+    let mut before = look()?;
+    if doing == Doing::Sleeping {
+        return Ok(());
+    }
+    eventually(Duration::from_secs(20), || {
+        thread::sleep(Duration::from_secs(1));
+        let now = look()?;
+        let grown = now.ticks.saturating_sub(before.ticks);
+        before = now;
+        Ok((grown > IDLE_TICKS)
+            .then(|| format!("the deputy of {pid} at its home {home} uses {grown} ticks a second")))
+    })
 }
 
 /// A node that a process left keeps its image until the last page has gone, and not longer.

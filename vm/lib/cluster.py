@@ -39,6 +39,9 @@ BOOT_ATTEMPTS = 2
 LOGS_KEPT_S = 24 * 3600
 """Tests name their clusters anew each time, so there would be ever more logs."""
 
+TEMPLATE_KEPT_S = 3 * 24 * 3600
+"""Templates are big, and every change of the agent makes new ones."""
+
 CHECKERS = "slab_debug=FZPU page_poison=1 kfence.sample_interval=50 panic_on_warn=1 hung_task_panic=1"
 
 
@@ -81,7 +84,7 @@ class Cluster:
             with open(os.path.join(self.state, name)) as file:
                 pid = int(file.read())
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                return pid if os.fsencode(self.state) in file.read() else None
+                return pid if os.fsencode(f"{self.state}/") in file.read() else None
         except (OSError, ValueError):
             return None
 
@@ -234,7 +237,7 @@ class Cluster:
         line = self.qemu(0)
         key = hashlib.sha256(" ".join(line).replace(self.state, "").encode()).hexdigest()[:16]
         path = os.path.join(accel.CACHE, f"template-{key}")
-        with open(f"{path}.lock", "w") as lock:
+        with open(os.path.join(accel.CACHE, "template.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.path.exists(path):
                 say("booting a template")
@@ -251,6 +254,11 @@ class Cluster:
                 self.end([self.pid("n0/pid")])
                 shutil.rmtree(self.path(0))
                 os.rename(f"{path}.part", path)
+        os.utime(path)
+        for name in os.listdir(accel.CACHE):
+            other = os.path.join(accel.CACHE, name)
+            if name.startswith("template-") and time.time() - os.path.getmtime(other) > TEMPLATE_KEPT_S:
+                os.unlink(other)
         return path
 
     def power_on(self, node):

@@ -7,6 +7,7 @@
 //! sure that the process stays, never on a guess: it might run there already.
 
 use ssi::uapi::{Reason, Report};
+use zerocopy::little_endian::U64;
 
 use crate::failure::{Failure, Refusal};
 
@@ -136,7 +137,10 @@ impl Migration {
             (Phase::Moving, Input::Moved(Ok(report))) => self.moved(report),
             (Phase::Moving, Input::Moved(Err(r))) => self.fail(Failure::Refused(r), true),
             // The report of a complete memory says that the process moved as well.
-            (Phase::Moving | Phase::Filling, Input::Filled(report)) => self.done(report),
+            (Phase::Moving | Phase::Filling, Input::Filled(report)) => {
+                let report = merge(&self.report, &report);
+                self.done(report)
+            }
             (Phase::Filling, Input::Doubt(true)) => {
                 let report = self.report;
                 self.done(report)
@@ -186,6 +190,21 @@ impl Migration {
     }
 }
 
+/// The report of the move and the one of the memory, which may know only its own part.
+fn merge(moved: &Report, filled: &Report) -> Report {
+    let later = |a: U64, b: U64| U64::new(a.get().max(b.get()));
+    Report {
+        frozen_us: later(moved.frozen_us, filled.frozen_us),
+        sent_us: later(moved.sent_us, filled.sent_us),
+        ready_us: later(moved.ready_us, filled.ready_us),
+        committed_us: later(moved.committed_us, filled.committed_us),
+        filled_us: later(moved.filled_us, filled.filled_us),
+        image_bytes: later(moved.image_bytes, filled.image_bytes),
+        fetched_bytes: later(moved.fetched_bytes, filled.fetched_bytes),
+        pushed_bytes: later(moved.pushed_bytes, filled.pushed_bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,14 +243,27 @@ mod tests {
             [Output::Progress(Phase::Moving), Output::Move]
         );
         assert_eq!(m.step(Input::Begun(Ok(()))), []);
+        let moved = Report {
+            committed_us: 5.into(),
+            ..Report::default()
+        };
         assert_eq!(
-            m.step(Input::Moved(Ok(Report::default()))),
+            m.step(Input::Moved(Ok(moved))),
             [Output::Progress(Phase::Filling)]
         );
-        assert!(matches!(
-            m.step(Input::Filled(Report::default()))[..],
-            [Output::Done(_)]
-        ));
+        let filled = Report {
+            pushed_bytes: 7.into(),
+            ..Report::default()
+        };
+        let out = m.step(Input::Filled(filled));
+        let [Output::Done(report)] = &out[..] else {
+            panic!("{out:?}")
+        };
+        assert_eq!(
+            (report.committed_us.get(), report.pushed_bytes.get()),
+            (5, 7),
+            "each report adds its part"
+        );
         assert_eq!(m.step(Input::Filled(Report::default())), []);
     }
 

@@ -7,7 +7,7 @@
 //! has it.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -242,18 +242,24 @@ fn a_pair_links_mends_and_survives_a_death() {
     }
 
     // Either side may find a link broken; only that class is made again.
-    let peer = NodeId::new(1).unwrap();
-    n2.notes
-        .events
-        .blocking_send(Event::LinkDown {
-            peer,
+    let down = |of: &Running, peer: u16| {
+        let event = Event::LinkDown {
+            peer: NodeId::new(peer).unwrap(),
             class: Class::Memory,
             errno: 104,
-        })
-        .unwrap();
+        };
+        of.notes.events.blocking_send(event).unwrap();
+    };
+    n2.link(Class::Memory).shutdown(Shutdown::Both).unwrap();
+    down(&n2, 1);
     wait_for("another link", || {
         n1.links(Class::Memory) == 2 && n2.links(Class::Memory) == 2
     });
+    // Late news of the one that was replaced, on both sides, break nothing.
+    down(&n1, 2);
+    down(&n2, 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!((n1.links(Class::Memory), n2.links(Class::Memory)), (2, 2));
     let peer = NodeId::new(2).unwrap();
     n1.notes
         .events
@@ -305,7 +311,14 @@ fn process(node: NodeId, offset: u32) -> Option<(u32, OwnedFd)> {
     let pid = node.first_pid() + offset;
     let sleep = std::fs::File::open("/bin/sleep").unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
-    match crate::sys::spawn_as(pid, sleep.as_fd(), null.as_fd(), "sleep", "60") {
+    match crate::sys::spawn_as(
+        pid,
+        sleep.as_fd(),
+        null.as_fd(),
+        "sleep",
+        "60",
+        "monotonic 0 0\n",
+    ) {
         Ok(pidfd) => Some((pid, pidfd)),
         Err(e) => {
             eprintln!("skipped: cannot start a process as {pid} here: {e}");

@@ -8,10 +8,11 @@
 //! runs beside it and comes back as an input.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ssi::id::NodeId;
 use ssi::wire::Class;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -36,6 +37,8 @@ const MAX_PENDING: usize = 256;
 const MAX_SERVED: usize = 64;
 /// A connecting side that does not react is asked for a link again after this.
 const ASK_AGAIN_MS: u64 = 5_000;
+/// A link said to be broken that does not look so is looked at again after this.
+const LOOK_AGAIN_MS: u64 = 1_000;
 /// Pause before the module is told of a death again, and before a link it did not take is asked for.
 const RETRY_MS: u64 = 1_000;
 
@@ -66,6 +69,10 @@ struct Task {
     status: watch::Sender<Status>,
     /// When to tell the module that the peer is dead, if it must be told.
     tell_death_ms: Option<u64>,
+    /// Of each class, the socket the module got last, to look at when it says that one broke.
+    sockets: [Option<OwnedFd>; Class::COUNT],
+    /// When to look at it again, because it did not look broken.
+    look_ms: [Option<u64>; Class::COUNT],
     conn: Option<Conn>,
     conns: u64,
     instance: Option<u64>,
@@ -140,6 +147,8 @@ impl Waiting {
             liveness: Liveness::new(0, dead_after_ms),
             status: self.status,
             tell_death_ms: None,
+            sockets: [const { None }; Class::COUNT],
+            look_ms: [None; Class::COUNT],
             conn: None,
             conns: 0,
             instance: None,
@@ -181,6 +190,7 @@ impl Task {
     /// When [`Task::act`] has something to do next.
     fn due_ms(&self) -> Option<u64> {
         let mut due = vec![self.liveness.due_ms(), self.tell_death_ms];
+        due.extend(self.look_ms);
         match (&self.side, &self.conn) {
             (Side::Dials { control, .. }, None) => due.push(control.due_ms()),
             (Side::Dials { links, .. }, Some(_)) => due.extend(links.iter().map(Relink::due_ms)),
@@ -204,6 +214,15 @@ impl Task {
                     Some(now + RETRY_MS)
                 }
             };
+        }
+        for class in Class::ALL {
+            let look = &mut self.look_ms[class as usize];
+            if look.is_some_and(|at| at <= now) {
+                *look = None;
+                if self.is_broken(class) {
+                    self.link_broke(class, now);
+                }
+            }
         }
         // A link that came after a death must not reach the module before the news of it.
         if self.tell_death_ms.is_some() {
@@ -268,9 +287,29 @@ impl Task {
     fn links_lost(&mut self, now: u64) {
         self.status
             .send_modify(|s| s.linked = [false; Class::COUNT]);
+        self.sockets = [const { None }; Class::COUNT];
         for class in Class::ALL {
             self.link_lost(class, now);
         }
+    }
+
+    /// Whether the socket the module got last is of no use, or there was none.
+    fn is_broken(&self, class: Class) -> bool {
+        let Some(socket) = &self.sockets[class as usize] else {
+            return true;
+        };
+        // The crate has no name for this one, and so none for a result that holds it.
+        let ended = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut fds = [PollFd::new(socket.as_fd(), ended)];
+        // What cannot be told is taken for broken: another link does no harm.
+        poll(&mut fds, PollTimeout::ZERO).is_err() || fds[0].revents().is_none_or(|r| !r.is_empty())
+    }
+
+    fn link_broke(&mut self, class: Class, now: u64) {
+        tracing::info!(peer = %self.peer.id, ?class, "link broke");
+        self.status
+            .send_modify(|s| s.linked[class as usize] = false);
+        self.link_lost(class, now);
     }
 
     /// Another link of `class` is needed.
@@ -338,9 +377,12 @@ impl Task {
                 }
             }
             Input::LinkLost(class) => {
-                self.status
-                    .send_modify(|s| s.linked[class as usize] = false);
-                self.link_lost(class, now);
+                // The news may be of a socket that was replaced since.
+                if self.is_broken(class) {
+                    self.link_broke(class, now);
+                } else {
+                    self.look_ms[class as usize] = Some(now + LOOK_AGAIN_MS);
+                }
             }
             Input::LinkWorn(class) => self.link_lost(class, now),
             Input::Ask(request, answers) => self.ask(request, answers),
@@ -383,7 +425,9 @@ impl Task {
             self.link_lost(class, self.now_ms() + RETRY_MS);
             return;
         }
+        let ours = socket.try_clone().ok();
         let result = self.module.link(peer, class, socket).await;
+        self.sockets[class as usize] = ours;
         let now = self.now_ms();
         self.status
             .send_modify(|s| s.linked[class as usize] = result.is_ok());

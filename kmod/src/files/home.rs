@@ -155,6 +155,8 @@ struct State {
     cancelled: bool,
     done: bool,
     entry: Option<Arc<Entry>>,
+    /// What came of it, kept back until the signals that came with it are on their way.
+    outcome: Option<(Result<Outcome>, u32)>,
 }
 
 /// How an attempt ended.
@@ -162,7 +164,7 @@ struct State {
 pub enum Ran {
     /// It is over.
     Done,
-    /// A signal came in between.
+    /// A signal came in between, and goes to the process first.
     Again,
     /// Its process is about to be stopped for it.
     Later,
@@ -260,7 +262,7 @@ pub fn arrived(peer: NodeId, payload: KVVec<u8>) -> Result {
     }
     let (kind, state) = (
         entry.kind,
-        State { runner: Runner::None, cancelled: false, done: false, entry: Some(entry) },
+        State { runner: Runner::None, cancelled: false, done: false, entry: Some(entry), outcome: None },
     );
     let op = Arc::pin_init(
         pin_init!(Op { peer, head, what, kind, payload, state <- new_spinlock!(state) }),
@@ -486,7 +488,7 @@ impl Op {
 
     fn cancel(self: &Arc<Self>) {
         let mut s = self.state.lock();
-        if s.done {
+        if s.done || s.outcome.is_some() {
             return;
         }
         s.cancelled = true;
@@ -524,14 +526,15 @@ impl Op {
 
     /// Answers, once.
     fn finish(self: &Arc<Self>, outcome: Result<Outcome>, signal: u32) {
-        let entry = {
+        let (entry, kept) = {
             let mut s = self.state.lock();
             if s.done {
                 return;
             }
             s.done = true;
-            s.entry.take()
+            (s.entry.take(), s.outcome.take())
         };
+        let (outcome, signal) = kept.unwrap_or((outcome, signal));
         OPS.fetch_sub(1, Relaxed);
         running::remove_exact(key(self.peer, self.head.req.get()), self);
         let flags = entry.as_ref().map_or(0, |e| e.file.flags() & flag::SETTABLE);
@@ -560,6 +563,10 @@ impl Op {
 
     /// In a deputy.
     pub fn run_on_puppet(self: &Arc<Self>, p: &Arc<Puppet>) -> Ran {
+        if self.state.lock().outcome.is_some() {
+            self.finish(Err(EIO), 0);
+            return Ran::Done;
+        }
         let Some(e) = self.begin(Runner::Puppet(p.tid)) else { return Ran::Done };
         // Every signal is caught in a deputy; what its process does with these decides here.
         let how = self.head.how.get();
@@ -589,6 +596,10 @@ impl Op {
                 } else {
                     Ran::Again
                 }
+            }
+            r if signal_pending() => {
+                self.state.lock().outcome = Some((r, signal));
+                Ran::Again
             }
             r => {
                 self.finish(r, signal);
