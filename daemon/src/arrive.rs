@@ -24,7 +24,7 @@ const MAX_ARRIVALS: usize = 64;
 /// One that has not come by then does not come. Longer than a source waits for the end of a move.
 const ARRIVE_IN: Duration = Duration::from_secs(180);
 /// Longest wait for a process that was here before to leave its number.
-const LEAVE_IN: Duration = Duration::from_secs(3);
+const LEAVE_IN: Duration = Duration::from_secs(20);
 /// Pause between two looks whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Directories one migration may name.
@@ -251,24 +251,15 @@ impl Arrivals {
 
     /// Forgets an arrival. If the process has not come, its stub ends.
     ///
-    /// The module is asked first: it alone knows whether the stub is the process by now.
+    /// The module alone knows whether the stub is the process by now, or is what is left of it. So
+    /// it alone ends stubs: this one now, or one that it has yet to meet, and that nothing comes
+    /// for, after a while.
     async fn settle(&self, token: u64) {
         let Some(arrival) = self.expected().remove(&token) else {
             return;
         };
-        let pid = arrival.pid;
-        let Err(e) = self.module.cancel(token).await else {
-            tracing::info!(pid, token, "arrival cancelled");
-            return;
-        };
-        // It does not know the token: the stub has not come to it yet, or is long the process.
-        if e.errno() == Some(libc::ENOENT)
-            && arrival.stub
-            && let Ok(record) = self.module.process(pid).await
-            && record.is_none_or(|r| r.state.get() != STATE_GUEST)
-        {
-            tracing::info!(pid, token, "stub ended");
-            self.stubs.kill(pid);
+        if self.module.cancel(token).await.is_ok() {
+            tracing::info!(pid = arrival.pid, token, "arrival cancelled");
         }
     }
 }

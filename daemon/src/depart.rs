@@ -133,8 +133,11 @@ impl Departures {
         let mut departure = self.begin()?;
         progress(migration.phase());
         let (ids, files) = self.read_files(order.pid).await;
-        let digest_us = micros(start);
-        let mut prepare_us = 0;
+        let mut took = Took {
+            digest_us: micros(start),
+            ..Took::default()
+        };
+        let mut moving = start;
         let mut equal = Vec::new();
         let mut files = Some(files);
         let mut deadline = None;
@@ -145,7 +148,12 @@ impl Departures {
                 None => {
                     let at = *deadline.get_or_insert_with(|| Instant::now() + MOVE_IN);
                     match tokio::time::timeout_at(at, departure.inputs.recv()).await {
-                        Ok(Some(input)) => input,
+                        Ok(Some(input)) => {
+                            if matches!(input, Input::Filled(_)) {
+                                took.filled_us = micros(moving);
+                            }
+                            input
+                        }
                         Ok(None) | Err(_) => {
                             deadline = Some(Instant::now() + LOOK_EVERY);
                             Input::Doubt(true)
@@ -162,17 +170,20 @@ impl Departures {
                             &ids,
                         )
                         .await;
-                    prepare_us = micros(start);
+                    took.prepare_us = micros(start).saturating_sub(took.digest_us);
                     match input {
-                        Ok(ids) => {
-                            equal = ids;
+                        Ok(same) => {
+                            let (files, token) = (ids.len(), departure.token);
+                            tracing::debug!(pid = order.pid, token, files, equal = same.len());
+                            equal = same;
                             Input::Prepared(Ok(()))
                         }
                         Err(input) => input,
                     }
                 }
                 Some(Output::Move) => {
-                    deadline = Some(Instant::now() + MOVE_IN);
+                    moving = Instant::now();
+                    deadline = Some(moving + MOVE_IN);
                     self.begin_move(order, departure.token, &equal).await
                 }
                 Some(Output::Look) => Input::Found(self.look(order).await),
@@ -193,7 +204,7 @@ impl Departures {
                     continue;
                 }
                 Some(Output::Done(report)) => {
-                    return Ok(migrated(order, digest_us, prepare_us, &report));
+                    return Ok(migrated(order, took, &report));
                 }
                 Some(Output::Fail(failure)) => return Err(failure),
             };
@@ -315,18 +326,31 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn migrated(order: Order, digest_us: u64, prepare_us: u64, r: &Report) -> Migrated {
+/// What the daemon itself measured.
+#[derive(Clone, Copy, Debug, Default)]
+struct Took {
+    digest_us: u64,
+    prepare_us: u64,
+    /// From when the module was asked, for a report of the module that does not say it.
+    filled_us: u64,
+}
+
+fn migrated(order: Order, took: Took, r: &Report) -> Migrated {
+    let filled_us = match r.filled_us.get() {
+        0 => took.filled_us,
+        us => us,
+    };
     Migrated {
         pid: order.pid,
         from: order.from.get().into(),
         to: order.to.get().into(),
-        digest_us,
-        prepare_us: prepare_us.saturating_sub(digest_us),
+        digest_us: took.digest_us,
+        prepare_us: took.prepare_us,
         frozen_us: r.frozen_us.get(),
         sent_us: r.sent_us.get(),
         ready_us: r.ready_us.get(),
         committed_us: r.committed_us.get(),
-        filled_us: r.filled_us.get(),
+        filled_us,
         image_bytes: r.image_bytes.get(),
         fetched_bytes: r.fetched_bytes.get(),
         pushed_bytes: r.pushed_bytes.get(),

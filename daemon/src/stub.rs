@@ -120,15 +120,6 @@ impl Stubs {
         self.living().contains_key(&pid)
     }
 
-    /// Ends the stub `pid`. Only for one that is known not to be a guest.
-    pub fn kill(&self, pid: u32) {
-        if let Some(pidfd) = self.living().get(&pid)
-            && let Err(e) = sys::kill(pidfd.as_fd())
-        {
-            tracing::debug!(pid, "stub not ended: {e}");
-        }
-    }
-
     /// Reaps every child that has ended.
     fn reap_ended(&self) {
         let mut living = self.living();

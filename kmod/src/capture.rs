@@ -408,13 +408,6 @@ impl Frozen {
         Ok(())
     }
 
-    /// The files are elsewhere for good: nothing is said when they are closed here.
-    pub fn abandon_files(&self) {
-        if let Some(c) = self.inner.lock().collected.as_ref() {
-            c.files.abandon();
-        }
-    }
-
     /// Writes the image; also tells which ranges of the memory are to be served afterwards.
     pub fn image(
         &self,

@@ -23,8 +23,8 @@ use crate::sys::file::{self, Held, OpenFd, Shape};
 use crate::sys::task::TaskRef;
 use crate::uapi::Reason;
 use crate::wire::file::{
-    self as wire_file, flag, Fd, File, FileKind, Files, Head, Look, Way, MAX_FD, MAX_FDS, MAX_FILES,
-    MAX_HANDED, MAX_PATH_BYTES,
+    self as wire_file, flag, Fd, File, FileKind, Files, Head, Look, Way, MAX_FD, MAX_FDS,
+    MAX_FILES, MAX_HANDED, MAX_PATH_BYTES,
 };
 use crate::wire::image::MAX_RECORD_BYTES;
 use crate::wire::{self, Kind};
@@ -48,11 +48,19 @@ pub struct Refusal {
 impl Refusal {
     fn new(reason: Reason, fd: u32, what: &[u8], path: &[u8]) -> Self {
         let mut text = KVec::new();
-        let parts = [what, if what.is_empty() { &b""[..] } else { b" " }, path.get(..path.len().min(160)).unwrap_or(&[])];
+        let parts = [
+            what,
+            if what.is_empty() { &b""[..] } else { b" " },
+            path.get(..path.len().min(160)).unwrap_or(&[]),
+        ];
         for p in parts {
             let _ = text.extend_from_slice(p, GFP_KERNEL);
         }
-        Self { reason, fd: fd.into(), text }
+        Self {
+            reason,
+            fd: fd.into(),
+            text,
+        }
     }
 }
 
@@ -63,7 +71,11 @@ impl From<Error> for Refusal {
             e if e == EIO || e == ENOTCONN => Reason::NoLink,
             _ => Reason::FileKind,
         };
-        Self { reason, fd: 0, text: KVec::new() }
+        Self {
+            reason,
+            fd: 0,
+            text: KVec::new(),
+        }
     }
 }
 
@@ -137,7 +149,11 @@ pub struct Captured {
 }
 
 /// What one descriptor is, if it can move.
-fn judge(task: Option<&TaskRef>, d: &OpenFd, path: &mut [u8]) -> Judged<(file::Facts, usize, FileKind)> {
+fn judge(
+    task: Option<&TaskRef>,
+    d: &OpenFd,
+    path: &mut [u8],
+) -> Judged<(file::Facts, usize, FileKind)> {
     let (f, n) = match d.file.look(task, path) {
         Ok(v) => v,
         Err(_) => return Err(Refusal::new(Reason::FileKind, d.fd, b"without a path", b"")),
@@ -158,7 +174,9 @@ fn judge(task: Option<&TaskRef>, d: &OpenFd, path: &mut [u8]) -> Judged<(file::F
         path_only: f.path_only != 0,
         plain_io: f.plain_io != 0,
     };
-    let kind = look.kind().map_err(|what| Refusal::new(Reason::FileKind, d.fd, what.as_bytes(), name))?;
+    let kind = look
+        .kind()
+        .map_err(|what| Refusal::new(Reason::FileKind, d.fd, what.as_bytes(), name))?;
     if f.locked != 0 {
         return Err(Refusal::new(Reason::FileLock, d.fd, b"", name));
     }
@@ -184,7 +202,12 @@ pub fn check(task: &TaskRef) -> Judged<()> {
 /// # Errors
 /// What is in the way; nothing is changed then.
 pub fn capture(_home: NodeId, here: NodeId, to: NodeId) -> Judged<Captured> {
-    let mut c = Captured { files: KVVec::new(), fds: KVVec::new(), made: KVVec::new(), handed: KVVec::new() };
+    let mut c = Captured {
+        files: KVVec::new(),
+        fds: KVVec::new(),
+        made: KVVec::new(),
+        handed: KVVec::new(),
+    };
     match c.collect(here, to) {
         Ok(()) => Ok(c),
         Err(r) => {
@@ -192,11 +215,6 @@ pub fn capture(_home: NodeId, here: NodeId, to: NodeId) -> Judged<Captured> {
             Err(r)
         }
     }
-}
-
-/// The process stays: what was given away for its move is taken back.
-pub fn release_captured(c: &Captured) {
-    c.release();
 }
 
 impl Captured {
@@ -220,14 +238,19 @@ impl Captured {
                         guest::settle(&p, &d.file)?;
                         ours.push((self.files.len(), p.home, p.id), GFP_KERNEL)?;
                     }
-                    let noted = self.note(&d.file, &f, kind, path.get(..len).unwrap_or(&[]), here, to)?;
+                    let noted =
+                        self.note(&d.file, &f, kind, path.get(..len).unwrap_or(&[]), here, to)?;
                     self.files.push(noted, GFP_KERNEL)?;
                     known.try_create_and_insert(d.file.identity(), n, GFP_KERNEL)?;
                     n
                 }
             };
             let flags = if d.cloexec { Fd::CLOEXEC } else { 0 };
-            let fd = Fd { fd: U32::new(d.fd), file: U16::new(file), flags: U16::new(flags) };
+            let fd = Fd {
+                fd: U32::new(d.fd),
+                file: U16::new(file),
+                flags: U16::new(flags),
+            };
             self.fds.push(fd, GFP_KERNEL)?;
         }
         if self.bytes() > MAX_RECORD_BYTES {
@@ -299,7 +322,11 @@ impl Captured {
     }
 
     fn bytes(&self) -> usize {
-        let files: usize = self.files.iter().map(|f| wire_file::file_bytes(f.path.len())).sum();
+        let files: usize = self
+            .files
+            .iter()
+            .map(|f| wire_file::file_bytes(f.path.len()))
+            .sum();
         size_of::<Head>() + files + self.fds.len() * size_of::<Fd>()
     }
 
@@ -333,14 +360,14 @@ impl Captured {
         home::drop_all(&self.made);
         for (home, ids) in &self.handed {
             if guest::unhand(*home, ids).is_err() {
-                pr_warn!("files: {} numbers of n{} are left unused\n", ids.len(), home.get());
+                pr_warn!(
+                    "files: {} numbers of n{} are left unused\n",
+                    ids.len(),
+                    home.get()
+                );
             }
         }
     }
-
-    /// The process has moved for good. Its own descriptors here are closed like any others; the
-    /// numbers it got for its new node are not concerned by that.
-    pub fn abandon(&self) {}
 }
 
 /// Installs what an image had open in the caller, a fresh process on `here` that nobody else runs in.
@@ -355,14 +382,26 @@ pub fn install(records: &[u8], _home: NodeId, here: NodeId, pid: u32) -> Result 
     let mut back = KVVec::<Arc<home::Entry>>::new();
     for (f, path) in parsed.files() {
         let held = open_one(f, path, here, &mut back).inspect_err(|e| {
-            pr_info!("process {}: {:?} not opened: {:?}\n", pid, BStr::from_bytes(path), e);
+            pr_info!(
+                "process {}: {:?} not opened: {:?}\n",
+                pid,
+                BStr::from_bytes(path),
+                e
+            );
         })?;
         files.push(held, GFP_KERNEL)?;
     }
     let mut fds = KVVec::with_capacity(parsed.fds().len(), GFP_KERNEL)?;
     for d in parsed.fds() {
         let file = files.get(usize::from(d.file.get())).ok_or(EBADMSG)?.clone();
-        fds.push(OpenFd { fd: d.fd.get(), cloexec: d.flags.get() & Fd::CLOEXEC != 0, file }, GFP_KERNEL)?;
+        fds.push(
+            OpenFd {
+                fd: d.fd.get(),
+                cloexec: d.flags.get() & Fd::CLOEXEC != 0,
+                file,
+            },
+            GFP_KERNEL,
+        )?;
     }
     file::install(fds)?;
     for e in back {
@@ -372,7 +411,12 @@ pub fn install(records: &[u8], _home: NodeId, here: NodeId, pid: u32) -> Result 
     Ok(())
 }
 
-fn open_one(f: &File, path: &[u8], here: NodeId, back: &mut KVVec<Arc<home::Entry>>) -> Result<Held> {
+fn open_one(
+    f: &File,
+    path: &[u8],
+    here: NodeId,
+    back: &mut KVVec<Arc<home::Entry>>,
+) -> Result<Held> {
     let kind = f.file_kind().ok_or(EBADMSG)?;
     let home = NodeId::new(f.home.get()).ok_or(EBADMSG)?;
     if kind.way() == Way::Reopen {
@@ -383,7 +427,9 @@ fn open_one(f: &File, path: &[u8], here: NodeId, back: &mut KVVec<Arc<home::Entr
         return Err(EBADMSG);
     }
     if home == here {
-        let e = home::entries::get(id).filter(|e| e.host == here).ok_or(EBADF)?;
+        let e = home::entries::get(id)
+            .filter(|e| e.host == here)
+            .ok_or(EBADF)?;
         let held = e.file.clone();
         back.push(e, GFP_KERNEL)?;
         return Ok(held);
@@ -404,8 +450,15 @@ fn open_one(f: &File, path: &[u8], here: NodeId, back: &mut KVVec<Arc<home::Entr
 }
 
 fn reopen(f: &File, path: &[u8], kind: FileKind) -> Result<Held> {
-    let directory = if kind == FileKind::Directory { flag::DIRECTORY } else { 0 };
-    let held = Held::open(path, f.flags.get() & flag::CARRIED & !flag::NOFOLLOW | directory)?;
+    let directory = if kind == FileKind::Directory {
+        flag::DIRECTORY
+    } else {
+        0
+    };
+    let held = Held::open(
+        path,
+        f.flags.get() & flag::CARRIED & !flag::NOFOLLOW | directory,
+    )?;
     let mut text = KVec::from_elem(0u8, MAX_PATH_BYTES + 1, GFP_KERNEL)?;
     let (got, _) = held.look(None, &mut text)?;
     let same = got.mode & !0o7777 == kind.type_bits()
@@ -420,9 +473,3 @@ fn reopen(f: &File, path: &[u8], kind: FileKind) -> Result<Held> {
     }
     Ok(held)
 }
-
-/// A guest of this home runs on another node now. Its numbers there were given for that node.
-pub fn moved(_pid: u32, _host: NodeId) {}
-
-/// A guest of this home is back. Its files are its own again; the node it left closes its numbers.
-pub fn returned(_pid: u32) {}

@@ -373,7 +373,6 @@ fn try_leave(
     if home == here {
         stat::add(Counter::Deputies, 1);
     } else {
-        frozen.abandon_files();
         stat::add(Counter::Guests, -1);
     }
     if let Ok(threads) = frozen.puppets() {
@@ -679,7 +678,6 @@ fn run(
             d.set_threads(KVec::new(), 0);
         }
         stat::add(Counter::Deputies, -1);
-        crate::files::returned(pid);
     } else {
         let p = Process::new(pid, home, adopted.comm, Place::Guest)?;
         p.set_pager(adopted.pager.clone());

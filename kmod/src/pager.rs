@@ -182,17 +182,16 @@ impl Pager {
 
     /// The process has unmapped a range.
     pub fn forget(&self, start: u64, end: u64) {
+        let mut from = start;
         loop {
             // One at a time: pages are freed outside the lock.
             let mut i = self.inner.lock();
-            let found = i
-                .slots
-                .cursor_lower_bound(&start)
-                .and_then(|c| (*c.current().0 < end && matches!(c.current().1, Slot::Page(_))).then(|| *c.current().0));
-            let Some(a) = found else { break };
+            let next = i.slots.cursor_lower_bound(&from).map(|c| *c.current().0).filter(|a| *a < end);
+            let Some(a) = next else { break };
             let old = i.slots.get_mut(&a).map(|s| core::mem::replace(s, Slot::Done));
             drop(i);
             drop(old);
+            from = a + 1;
         }
     }
 
@@ -232,9 +231,11 @@ impl Pager {
     }
 
     /// The source or the process is dead: nobody waits any longer.
-    pub fn die(&self) {
+    pub fn die(self: &Arc<Self>) {
         self.inner.lock().dead = true;
         self.wait.wake();
+        // Lets go of the memory.
+        self.start_installer();
     }
 
     /// Waits until the memory is whole.
@@ -478,7 +479,9 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 return Err(EINVAL);
             }
             let Some(s) = sources::get(r.token.get()).filter(|s| s.target == peer) else {
-                return Ok(());
+                // Either all was sent and taken, and nobody waits for the answer, or it is lost.
+                let v = Verdict::new(r.token.get(), 0).failed(ESTALE.to_errno());
+                return crate::node::say(peer, Class::Memory, Kind::PagesEnd, wire::bytes(&v));
             };
             work::spawn(c"ssi", move || {
                 if let Err(e) = s.answer(addr, count) {
@@ -498,7 +501,13 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::PagesEnd => {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
             if let Some(g) = pagers::get(v.token.get()).filter(|g| g.source == peer) {
-                g.sent_all();
+                if v.errno.get() == 0 {
+                    g.sent_all();
+                } else {
+                    pr_err!("process {}: its memory on n{} is gone\n", g.pid, peer.get());
+                    g.die();
+                    crate::process::kill(g.pid);
+                }
             }
             Ok(())
         }

@@ -347,7 +347,9 @@ impl Process {
                 stat::add(Counter::Deputies, -1);
             }
             Place::Ending => stat::add(Counter::Deputies, -1),
-            Place::Leaving | Place::Remnant(_) => {}
+            // What is still fetched of it is held by its source, not by the task.
+            Place::Remnant(_) => self.set_source(None),
+            Place::Leaving => {}
         }
         self.forget();
     }
@@ -428,7 +430,8 @@ pub fn memory_lost(pid: u32) {
     }
 }
 
-fn kill(pid: u32) {
+/// Ends a process here.
+pub fn kill(pid: u32) {
     if let Some(t) = TaskRef::find(pid) {
         let _ = t.signal_thread(&SigInfo { signo: SIGKILL, ..SigInfo::default() });
     }
@@ -472,7 +475,6 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
             if let Some(p) = processes::get(u64::from(v.pid.get())) {
                 if let Place::Away(_) = p.place() {
                     p.set_place(Place::Away(peer));
-                    crate::files::moved(p.pid, peer);
                 }
             }
             Ok(())

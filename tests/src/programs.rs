@@ -56,7 +56,7 @@ fn python(cluster: &Cluster, io: Io) -> Result<()> {
     proc.ready()?;
     for to in [N2, N3, N1, N2] {
         let before = proc.lines().len();
-        travel(&proc, "python3", Doing::Computing, &[to])?;
+        travel(&proc, "python3", Doing::Printing, &[to])?;
         proc.wait_lines(before + 10, LONG)?;
     }
     proc.must_pass()?;

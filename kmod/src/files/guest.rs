@@ -138,11 +138,23 @@ fn send(home: NodeId, frame: KVVec<u8>) -> Result {
     if frame.len() > BULK_BYTES {
         link::wait_room(home, Class::Control)?;
     }
-    link::send(home, Class::Control, Kind::FileOp, frame, link::Urgency::Now)
+    link::send(
+        home,
+        Class::Control,
+        Kind::FileOp,
+        frame,
+        link::Urgency::Now,
+    )
 }
 
 /// Sends a frame with the question `req` and waits for the answer.
-fn exchange(home: NodeId, req: u64, frame: KVVec<u8>, on: OnSignal, who: Option<&Arc<Proxy>>) -> Result<Answer> {
+fn exchange(
+    home: NodeId,
+    req: u64,
+    frame: KVVec<u8>,
+    on: OnSignal,
+    who: Option<&Arc<Proxy>>,
+) -> Result<Answer> {
     let call = Arc::pin_init(
         pin_init!(Call {
             home,
@@ -158,7 +170,11 @@ fn exchange(home: NodeId, req: u64, frame: KVVec<u8>, on: OnSignal, who: Option<
     }
     let answered = || matches!(*call.state.lock(), Waiting::Answered(_));
     let mut cancelled = false;
-    let mut until = if on == OnSignal::Wait { Until::Kill } else { Until::Signal };
+    let mut until = if on == OnSignal::Wait {
+        Until::Kill
+    } else {
+        Until::Signal
+    };
     let cancel = || {
         let c = Cancel { req: U64::new(req) };
         let _ = node::say(home, Class::Control, Kind::FileCancel, wire::bytes(&c));
@@ -192,7 +208,9 @@ fn exchange(home: NodeId, req: u64, frame: KVVec<u8>, on: OnSignal, who: Option<
     }
     calls::remove_exact(req, &call);
     let got = core::mem::replace(&mut *call.state.lock(), Waiting::Yes);
-    let Waiting::Answered(r) = got else { return Err(EIO) };
+    let Waiting::Answered(r) = got else {
+        return Err(EIO);
+    };
     let frame = r?;
     let (r, _) = wire_file::reply(&frame).map_err(|_| EIO)?;
     let (result, flags) = (r.result.get(), r.flags.get() & flag::SETTABLE);
@@ -200,7 +218,12 @@ fn exchange(home: NodeId, req: u64, frame: KVVec<u8>, on: OnSignal, who: Option<
     if signal == SIGXFSZ || signal == SIGPIPE {
         file::raise(signal);
     }
-    Ok(Answer { frame, result, flags, cancelled })
+    Ok(Answer {
+        frame,
+        result,
+        flags,
+        cancelled,
+    })
 }
 
 /// An answer has come.
@@ -214,7 +237,9 @@ fn answered(call: &Call, r: Result<KVVec<u8>>) {
     };
     if let Waiting::Left(p) = old {
         let held = match &*call.state.lock() {
-            Waiting::Answered(Ok(f)) => wire_file::reply(f).map_or(POLLERR, |(r, _)| r.result.get() as u32),
+            Waiting::Answered(Ok(f)) => {
+                wire_file::reply(f).map_or(POLLERR, |(r, _)| r.result.get() as u32)
+            }
             _ => POLLERR,
         };
         if held != 0 {
@@ -332,7 +357,14 @@ impl Proxy {
     }
 
     /// Asks until there is an answer other than to ask again.
-    fn ask(&self, file: Option<&Held>, on: OnSignal, fill: impl Fn(&mut Op), data: &[u8], what: What) -> Result<Answer> {
+    fn ask(
+        &self,
+        file: Option<&Held>,
+        on: OnSignal,
+        fill: impl Fn(&mut Op),
+        data: &[u8],
+        what: What,
+    ) -> Result<Answer> {
         count_forwarded(file::tgid());
         loop {
             if self.dead.load(Relaxed) {
@@ -429,7 +461,8 @@ pub fn write(p: &Proxy, file: &Held, pos: i64, how: u16, from: &mut Iter<'_>) ->
         if let Some(head) = v.get_mut(..OP_BYTES) {
             head.copy_from_slice(wire::bytes(&o));
         }
-        let r = exchange(p.home, req, v, OnSignal::Cancel, None).and_then(|a| p.asked(Some(file), &o, a));
+        let r = exchange(p.home, req, v, OnSignal::Cancel, None)
+            .and_then(|a| p.asked(Some(file), &o, a));
         let a = match r {
             Ok(a) => a,
             Err(e) => {
@@ -440,7 +473,10 @@ pub fn write(p: &Proxy, file: &Held, pos: i64, how: u16, from: &mut Iter<'_>) ->
                 return if total == 0 { Err(e) } else { Ok(total) };
             }
         };
-        let done = usize::try_from(a.result).ok().filter(|&d| d <= n).ok_or(EIO)?;
+        let done = usize::try_from(a.result)
+            .ok()
+            .filter(|&d| d <= n)
+            .ok_or(EIO)?;
         total += done;
         if done < n {
             from.revert(n - done);
@@ -510,7 +546,8 @@ pub fn seek(p: &Proxy, file: &Held, offset: i64, whence: i32) -> Result<i64> {
         o.offset = I64::new(offset);
         o.arg = U64::new(whence);
     };
-    Ok(p.ask(Some(file), OnSignal::Wait, fill, &[], What::Seek)?.result)
+    Ok(p.ask(Some(file), OnSignal::Wait, fill, &[], What::Seek)?
+        .result)
 }
 
 /// fsync(2).
@@ -522,7 +559,8 @@ pub fn fsync(p: &Proxy, file: &Held, start: i64, end: i64, datasync: bool) -> Re
             o.how.set(o.how.get() | Op::DATASYNC);
         }
     };
-    p.ask(Some(file), OnSignal::Wait, fill, &[], What::Fsync).map(|_| ())
+    p.ask(Some(file), OnSignal::Wait, fill, &[], What::Fsync)
+        .map(|_| ())
 }
 
 /// fallocate(2).
@@ -532,7 +570,8 @@ pub fn fallocate(p: &Proxy, file: &Held, mode: i32, offset: i64, len: i64) -> Re
         o.offset = I64::new(offset);
         o.arg = U64::new(len as u64);
     };
-    p.ask(Some(file), OnSignal::Wait, fill, &[], What::Fallocate).map(|_| ())
+    p.ask(Some(file), OnSignal::Wait, fill, &[], What::Fallocate)
+        .map(|_| ())
 }
 
 /// stat(2).
@@ -543,7 +582,8 @@ pub fn getattr(p: &Proxy) -> Result<Attr> {
 
 /// chmod(2), chown(2), utimensat(2), ftruncate(2).
 pub fn setattr(p: &Proxy, s: &SetAttr) -> Result {
-    p.ask(None, OnSignal::Wait, |_| {}, wire::bytes(s), What::Setattr).map(|_| ())
+    p.ask(None, OnSignal::Wait, |_| {}, wire::bytes(s), What::Setattr)
+        .map(|_| ())
 }
 
 /// The last user of a file of ours has closed it.
@@ -555,7 +595,9 @@ pub fn closed(p: &Arc<Proxy>) {
     let (home, id) = (p.home, p.id);
     if tell_closed(home, id) == Err(ENOBUFS) {
         let again = move || {
-            while link::wait_room(home, Class::Control).is_ok() && tell_closed(home, id) == Err(ENOBUFS) {}
+            while link::wait_room(home, Class::Control).is_ok()
+                && tell_closed(home, id) == Err(ENOBUFS)
+            {}
         };
         if crate::sys::work::spawn(c"close", again).is_err() {
             pr_err!("files: closing {:x} was not told\n", id);
@@ -564,7 +606,12 @@ pub fn closed(p: &Arc<Proxy>) {
 }
 
 fn tell_closed(home: NodeId, id: u64) -> Result {
-    node::say(home, Class::Control, Kind::FileOp, wire::bytes(&Op::new(What::Close, id)))
+    node::say(
+        home,
+        Class::Control,
+        Kind::FileOp,
+        wire::bytes(&Op::new(What::Close, id)),
+    )
 }
 
 /// Settles flags that were changed here, before the file is handed on.
@@ -572,7 +619,8 @@ pub fn settle(p: &Proxy, file: &Held) -> Result {
     if (file.flags() & flag::SETTABLE) == p.synced.load(Relaxed) {
         return Ok(());
     }
-    p.ask(Some(file), OnSignal::Wait, |_| {}, &[], What::Getattr).map(|_| ())
+    p.ask(Some(file), OnSignal::Wait, |_| {}, &[], What::Getattr)
+        .map(|_| ())
 }
 
 /// Asks `home` for numbers by which `to` may use these files. Returns them in the same order.

@@ -262,7 +262,13 @@ pub fn arrived(peer: NodeId, payload: KVVec<u8>) -> Result {
     }
     let (kind, state) = (
         entry.kind,
-        State { runner: Runner::None, cancelled: false, done: false, entry: Some(entry), outcome: None },
+        State {
+            runner: Runner::None,
+            cancelled: false,
+            done: false,
+            entry: Some(entry),
+            outcome: None,
+        },
     );
     let op = Arc::pin_init(
         pin_init!(Op { peer, head, what, kind, payload, state <- new_spinlock!(state) }),
@@ -329,8 +335,16 @@ fn look_again(id: u64) {
     let held = e.file.poll();
     let hit = {
         let mut a = e.armed.lock();
-        let hit = if a.events == 0 { 0 } else { held & (a.events | POLLERR | POLLHUP) };
-        a.events = if hit & (POLLERR | POLLHUP) != 0 { 0 } else { a.events & !hit };
+        let hit = if a.events == 0 {
+            0
+        } else {
+            held & (a.events | POLLERR | POLLHUP)
+        };
+        a.events = if hit & (POLLERR | POLLHUP) != 0 {
+            0
+        } else {
+            a.events & !hit
+        };
         hit
     };
     if hit != 0 {
@@ -341,7 +355,8 @@ fn look_again(id: u64) {
             flags: U32::new(0),
             signal: U32::new(0),
         };
-        if let Err(err) = crate::node::say(e.host, Class::Control, Kind::FileReply, wire::bytes(&r)) {
+        if let Err(err) = crate::node::say(e.host, Class::Control, Kind::FileReply, wire::bytes(&r))
+        {
             if err != ENOTCONN {
                 pr_err!("files: news for n{} are lost: {:?}\n", e.host.get(), err);
             }
@@ -358,7 +373,7 @@ pub fn carry_out(job: Job, me: &Arc<Interruptible>) {
             work::sleep(LATER_MS);
             op.dispatch();
         }
-        Job::Fail(op) => op.finish(Err(EIO), 0),
+        Job::Fail(op, e) => op.finish(Err(e), 0),
         Job::Close(id, peer) => {
             if let Some(e) = entries::get(id).filter(|e| e.host == peer) {
                 retire(&e);
@@ -371,7 +386,9 @@ pub fn carry_out(job: Job, me: &Arc<Interruptible>) {
 }
 
 fn many(peer: NodeId, payload: &[u8]) {
-    let Ok((head, what, data)) = wire_file::op(payload) else { return };
+    let Ok((head, what, data)) = wire_file::op(payload) else {
+        return;
+    };
     let ids = wire_file::ids(data);
     if what == What::Unhand {
         for id in ids {
@@ -383,7 +400,13 @@ fn many(peer: NodeId, payload: &[u8]) {
         return;
     }
     let to = u16::try_from(head.arg.get()).ok().and_then(NodeId::new);
-    answer(peer, head.req.get(), to.ok_or(EINVAL).and_then(|to| handed(peer, ids, to)), 0, 0);
+    answer(
+        peer,
+        head.req.get(),
+        to.ok_or(EINVAL).and_then(|to| handed(peer, ids, to)),
+        0,
+        0,
+    );
 }
 
 fn handed(peer: NodeId, ids: &[U64], to: NodeId) -> Result<Outcome> {
@@ -460,7 +483,8 @@ impl Op {
 
     /// Whether it may wait for something that others do.
     pub fn may_wait(&self) -> bool {
-        self.kind != FileKind::Regular && matches!(self.what, What::Read | What::Write | What::Ioctl)
+        self.kind != FileKind::Regular
+            && matches!(self.what, What::Read | What::Write | What::Ioctl)
     }
 
     /// The deputy of the thread that wants it, or of its process.
@@ -471,7 +495,8 @@ impl Op {
         if !matches!(p.place(), Place::Leaving) && p.place() != Place::Away(self.peer) {
             return None;
         }
-        let own = puppets::get(u64::from(tid)).filter(|_| TaskRef::find(tid).is_some_and(|t| t.tgid() == pid));
+        let own = puppets::get(u64::from(tid))
+            .filter(|_| TaskRef::find(tid).is_some_and(|t| t.tgid() == pid));
         own.or_else(|| puppets::get(u64::from(pid)))
     }
 
@@ -504,7 +529,8 @@ impl Op {
         drop(s);
         match tid {
             Some(tid) => seat::interrupt(tid),
-            None => self.finish(Err(ERESTARTSYS), 0),
+            // Not here: this may be a receiver, and a file may be released with it.
+            None => pool::push(Job::Fail(self.clone(), ERESTARTSYS)),
         }
     }
 
@@ -537,7 +563,9 @@ impl Op {
         let (outcome, signal) = kept.unwrap_or((outcome, signal));
         OPS.fetch_sub(1, Relaxed);
         running::remove_exact(key(self.peer, self.head.req.get()), self);
-        let flags = entry.as_ref().map_or(0, |e| e.file.flags() & flag::SETTABLE);
+        let flags = entry
+            .as_ref()
+            .map_or(0, |e| e.file.flags() & flag::SETTABLE);
         let outcome = match outcome {
             Err(e) if is_interruption(e) => Err(ERESTARTSYS),
             o => o,
@@ -550,7 +578,9 @@ impl Op {
 
     fn run_on_thread(self: &Arc<Self>, me: &Arc<Interruptible>) {
         loop {
-            let Some(e) = self.begin(Runner::Thread(me.clone())) else { return };
+            let Some(e) = self.begin(Runner::Thread(me.clone())) else {
+                return;
+            };
             let r = e.file.as_opener(|| self.perform(&e, None));
             let cancelled = self.pause();
             release(e);
@@ -567,7 +597,9 @@ impl Op {
             self.finish(Err(EIO), 0);
             return Ran::Done;
         }
-        let Some(e) = self.begin(Runner::Puppet(p.tid)) else { return Ran::Done };
+        let Some(e) = self.begin(Runner::Puppet(p.tid)) else {
+            return Ran::Done;
+        };
         // Every signal is caught in a deputy; what its process does with these decides here.
         let how = self.head.how.get();
         let mut mask = 0;
@@ -625,7 +657,10 @@ impl Op {
                 let mut frame = KVVec::zeroed(REPLY_BYTES + len, GFP_KERNEL)?;
                 let n = f.read(frame.get_mut(REPLY_BYTES..).ok_or(EINVAL)?, offset)?;
                 frame.truncate(REPLY_BYTES + n);
-                Ok(Outcome { result: n as i64, frame })
+                Ok(Outcome {
+                    result: n as i64,
+                    frame,
+                })
             }
             What::Write => Outcome::number(f.write(self.data(), offset, how)? as i64),
             What::Poll => Outcome::number(self.polled(e)?.into()),
@@ -639,7 +674,9 @@ impl Op {
             }
             What::Setattr => {
                 let a = SetAttr::read_from_bytes(self.data()).map_err(|_| EINVAL)?;
-                if a.valid.get() & !SetAttr::ALL != 0 || a.nsec.iter().any(|n| n.get() >= 1_000_000_000) {
+                if a.valid.get() & !SetAttr::ALL != 0
+                    || a.nsec.iter().any(|n| n.get() >= 1_000_000_000)
+                {
                     return Err(EINVAL);
                 }
                 f.setattr(&a)?;
@@ -649,7 +686,11 @@ impl Op {
                 if self.kind != FileKind::Regular {
                     return Err(ENODEV);
                 }
-                f.fallocate(h.len.get() as i32, offset, i64::try_from(arg).map_err(|_| EINVAL)?)?;
+                f.fallocate(
+                    h.len.get() as i32,
+                    offset,
+                    i64::try_from(arg).map_err(|_| EINVAL)?,
+                )?;
                 Outcome::number(0)
             }
             What::Close | What::Hand | What::Unhand => Err(EINVAL),
@@ -696,7 +737,11 @@ impl Op {
         }
         let Some(p) = puppet else {
             // Whoever asks is no process of ours: it has no terminal here, and no say over others'.
-            return Err(if matches!(cmd, TIOCGPGRP | TIOCSPGRP | TIOCGSID) { ENOTTY } else { EPERM });
+            return Err(if matches!(cmd, TIOCGPGRP | TIOCSPGRP | TIOCGSID) {
+                ENOTTY
+            } else {
+                EPERM
+            });
         };
         if i.plain {
             return Outcome::number(f.ioctl(cmd, self.head.offset.get() as u64)?);
@@ -717,5 +762,9 @@ impl Op {
 
 /// Whether an operation ended because of a signal, with nothing done.
 fn is_interruption(e: Error) -> bool {
-    e == EINTR || e == ERESTARTSYS || e == ERESTARTNOINTR || e == ERESTARTNOHAND || e == ERESTART_RESTARTBLOCK
+    e == EINTR
+        || e == ERESTARTSYS
+        || e == ERESTARTNOINTR
+        || e == ERESTARTNOHAND
+        || e == ERESTART_RESTARTBLOCK
 }

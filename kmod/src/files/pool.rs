@@ -29,8 +29,8 @@ pub enum Job {
     Op(Arc<Op>),
     /// Carry it out after a moment.
     Later(Arc<Op>),
-    /// Nobody is left to carry it out.
-    Fail(Arc<Op>),
+    /// It is over, with this error.
+    Fail(Arc<Op>, Error),
     /// This file is not needed any more by that node.
     Close(u64, NodeId),
     /// Something happened at this file.
@@ -165,7 +165,13 @@ impl Pool {
             drop(pool);
             flag.store(true, Release);
         })?;
-        m.push(Member { _thread: thread, ended }, GFP_KERNEL)?;
+        m.push(
+            Member {
+                _thread: thread,
+                ended,
+            },
+            GFP_KERNEL,
+        )?;
         Ok(())
     }
 
@@ -189,7 +195,11 @@ impl Pool {
             });
             let job = {
                 let mut i = self.inner.lock();
-                let job = if i.jobs.is_empty() { None } else { i.jobs.remove(0).ok() };
+                let job = if i.jobs.is_empty() {
+                    None
+                } else {
+                    i.jobs.remove(0).ok()
+                };
                 let surplus = woken == Woken::Timeout && i.total > KEPT_THREADS;
                 if job.is_some() {
                     i.idle -= 1;

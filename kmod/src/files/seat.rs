@@ -112,7 +112,7 @@ struct Turn(Option<Arc<Seat>>);
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(op) = self.0.take().and_then(|s| s.pop()) {
-            pool::push(Job::Fail(op));
+            pool::push(Job::Fail(op, EIO));
         }
     }
 }
@@ -140,7 +140,11 @@ impl Seat {
     fn turn(self: &Arc<Self>, p: &Arc<Puppet>) -> Next {
         let (op, crowded) = {
             let mut i = self.inner.lock();
-            let op = if i.queue.is_empty() { None } else { i.queue.remove(0).ok() };
+            let op = if i.queue.is_empty() {
+                None
+            } else {
+                i.queue.remove(0).ok()
+            };
             i.busy = op.is_some();
             (op, !i.queue.is_empty())
         };
@@ -154,7 +158,11 @@ impl Seat {
         let (empty, rest) = {
             let mut i = self.inner.lock();
             i.busy = false;
-            i.hasty = if ran == Ran::Again && hasty { i.hasty + 1 } else { 0 };
+            i.hasty = if ran == Ran::Again && hasty {
+                i.hasty + 1
+            } else {
+                0
+            };
             let rest = i.hasty >= HASTY;
             if rest {
                 i.hasty = 0;
@@ -177,9 +185,13 @@ impl Seat {
                     work::sleep(REST_MS);
                 }
                 let queued = self.inner.lock().queue.push(op.clone(), GFP_ATOMIC);
-                if queued.map_err(Error::from).and_then(|()| self.post(p)).is_err() {
+                if queued
+                    .map_err(Error::from)
+                    .and_then(|()| self.post(p))
+                    .is_err()
+                {
                     self.inner.lock().queue.retain(|o| !Arc::ptr_eq(o, &op));
-                    pool::push(Job::Fail(op));
+                    pool::push(Job::Fail(op, EIO));
                 }
                 Next::Breathe
             }

@@ -281,8 +281,9 @@ int ssi_vmas(struct mm_struct *mm, struct ssi_vma *v, int max, char *paths, u32 
 			r->has_anon = !!vma->anon_vma;
 			r->special = special_of(vma);
 			if (vma->vm_file) {
-				struct inode *inode = file_inode(vma->vm_file);
-				char *path = d_path(&vma->vm_file->f_path, tmp, PATH_MAX);
+				/* As /proc/PID/maps names it: on overlayfs not what is below. */
+				const struct inode *inode = file_user_inode(vma->vm_file);
+				char *path = d_path(file_user_path(vma->vm_file), tmp, PATH_MAX);
 
 				r->major = MAJOR(inode->i_sb->s_dev);
 				r->minor = MINOR(inode->i_sb->s_dev);
@@ -318,14 +319,14 @@ int ssi_exe_path(struct mm_struct *mm, char *buf, int len, u32 *major, u32 *mino
 	rcu_read_unlock();
 	if (!file)
 		return n;
-	path = d_path(&file->f_path, buf, len);
+	path = d_path(file_user_path(file), buf, len);
 	if (!IS_ERR(path)) {
 		n = strlen(path);
 		memmove(buf, path, n);
 	}
-	*major = MAJOR(file_inode(file)->i_sb->s_dev);
-	*minor = MINOR(file_inode(file)->i_sb->s_dev);
-	*ino = file_inode(file)->i_ino;
+	*major = MAJOR(file_user_inode(file)->i_sb->s_dev);
+	*minor = MINOR(file_user_inode(file)->i_sb->s_dev);
+	*ino = file_user_inode(file)->i_ino;
 	fput(file);
 	return n;
 }
@@ -353,7 +354,7 @@ int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known)
 		flags |= FOLL_DUMP;
 	n = get_user_pages_remote(mm, addr, 1, flags, &page, &locked);
 	if (n == 1) {
-		if (vma->vm_file && locked && !PageAnon(page) && file_is_known) {
+		if (locked && vma->vm_file && !PageAnon(page) && file_is_known) {
 			r = 2;
 		} else {
 			copy_page(to, page_address(page));
@@ -460,10 +461,10 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 {
 	struct hook *h = vmf->vma->vm_private_data;
 	u64 addr = vmf->address & PAGE_MASK;
-	struct page *page = NULL;
+	struct page *page = NULL, *kept = NULL;
 	void *pager;
 
-	switch (ssi_rs_pager_lookup(h->pager, addr, &page)) {
+	switch (ssi_rs_pager_lookup(h->pager, addr, &kept)) {
 	case 4:
 		if (h->file_ops)
 			return h->file_ops->fault(vmf);
@@ -474,6 +475,13 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 			return VM_FAULT_OOM;
 		break;
 	case 1:
+		/* The pager's own page never gets into anybody's page tables. */
+		page = alloc_page(GFP_HIGHUSER);
+		if (page)
+			memcpy(page_address(page), page_address(kept), PAGE_SIZE);
+		put_page(kept);
+		if (!page)
+			return VM_FAULT_OOM;
 		break;
 	case 2:
 		if (h->file_ops)

@@ -53,7 +53,10 @@ const _: () = assert!(size_of::<Facts>() == 72);
 /// Bytes of a `struct termios2`.
 pub const TERMIOS2_BYTES: usize = 44;
 
-#[allow(improper_ctypes, reason = "only pointers to them cross, and their layout is bindgen's")]
+#[allow(
+    improper_ctypes,
+    reason = "only pointers to them cross, and their layout is bindgen's"
+)]
 unsafe extern "C" {
     fn ssi_fds_get(t: *mut bindings::task_struct, v: *mut RawFd, max: c_int) -> c_int;
     fn ssi_fds_close();
@@ -97,7 +100,8 @@ unsafe extern "C" {
     fn ssi_caller_read(to: *mut c_void, from: u64, n: usize) -> c_int;
     fn ssi_tty_signals() -> c_int;
     fn ssi_file_read(f: *mut RawFile, buf: *mut c_void, n: usize, pos: i64) -> isize;
-    fn ssi_file_write(f: *mut RawFile, buf: *const c_void, n: usize, pos: i64, how: c_int) -> isize;
+    fn ssi_file_write(f: *mut RawFile, buf: *const c_void, n: usize, pos: i64, how: c_int)
+        -> isize;
     fn ssi_file_seek(f: *mut RawFile, offset: i64, whence: c_int) -> i64;
     fn ssi_file_fsync(f: *mut RawFile, start: i64, end: i64, datasync: c_int) -> c_int;
     fn ssi_file_fallocate(f: *mut RawFile, mode: c_int, offset: i64, len: i64) -> c_int;
@@ -192,7 +196,15 @@ impl Held {
         let mut f = Facts::default();
         let t = task.map_or(core::ptr::null_mut(), |t| t.as_ptr());
         // SAFETY: All are valid for the call, the buffer has the length given.
-        let n = unsafe { ssi_file_look(t, self.raw(), &mut f, path.as_mut_ptr(), path.len() as c_int) };
+        let n = unsafe {
+            ssi_file_look(
+                t,
+                self.raw(),
+                &mut f,
+                path.as_mut_ptr(),
+                path.len() as c_int,
+            )
+        };
         Ok((f, length(n as isize)?))
     }
 
@@ -217,7 +229,15 @@ impl Held {
     /// Writes at `pos`, or at its own position if that is negative.
     pub fn write(&self, from: &[u8], pos: i64, how: u16) -> Result<usize> {
         // SAFETY: Referenced; the buffer has the length given.
-        length(unsafe { ssi_file_write(self.raw(), from.as_ptr().cast(), from.len(), pos, how.into()) })
+        length(unsafe {
+            ssi_file_write(
+                self.raw(),
+                from.as_ptr().cast(),
+                from.len(),
+                pos,
+                how.into(),
+            )
+        })
     }
 
     /// Sets its position.
@@ -336,8 +356,17 @@ pub fn descriptors(task: Option<&TaskRef>, max: usize) -> Result<KVVec<OpenFd>> 
         let n = unsafe { ssi_fds_get(t, raw.as_mut_ptr(), room as c_int) } as usize;
         for r in raw.iter().take(n) {
             // INVARIANT: The reference was taken in there.
-            let Some(f) = NonNull::new(r.file as *mut RawFile) else { continue };
-            out.push(OpenFd { fd: r.fd, cloexec: r.cloexec != 0, file: Held(f) }, GFP_KERNEL)?;
+            let Some(f) = NonNull::new(r.file as *mut RawFile) else {
+                continue;
+            };
+            out.push(
+                OpenFd {
+                    fd: r.fd,
+                    cloexec: r.cloexec != 0,
+                    file: Held(f),
+                },
+                GFP_KERNEL,
+            )?;
         }
         if n <= room {
             return Ok(out);
@@ -455,7 +484,17 @@ pub fn new_proxy(proxy: Arc<Proxy>, name: &[u8], s: &Shape) -> Result<Held> {
     let (major, minor) = s.rdev;
     // SAFETY: The name ends in a zero; the reference on the proxy goes to the file, or stays ours.
     let f = from_err_ptr(unsafe {
-        ssi_proxy_new(name.as_ptr(), s.mode, s.uid, s.gid, major, minor, s.flags, s.can, raw)
+        ssi_proxy_new(
+            name.as_ptr(),
+            s.mode,
+            s.uid,
+            s.gid,
+            major,
+            minor,
+            s.flags,
+            s.can,
+            raw,
+        )
     });
     match f.map(NonNull::new) {
         // INVARIANT: A fresh file with one reference.
@@ -555,7 +594,10 @@ impl Watch {
     pub fn new(file: &Held, id: u64) -> Result<Self> {
         // SAFETY: The file is kept by the watch.
         let raw = NonNull::new(unsafe { ssi_watch_new(file.raw(), id) }).ok_or(ENOMEM)?;
-        Ok(Self { raw, _file: file.clone() })
+        Ok(Self {
+            raw,
+            _file: file.clone(),
+        })
     }
 }
 
@@ -619,7 +661,9 @@ impl Called {
     fn new(f: *mut RawFile) -> Self {
         // SAFETY: The kernel passes a valid file and keeps it for the call; the reference, which is
         // not ours, is never dropped.
-        Self(core::mem::ManuallyDrop::new(Held(unsafe { NonNull::new_unchecked(f) })))
+        Self(core::mem::ManuallyDrop::new(Held(unsafe {
+            NonNull::new_unchecked(f)
+        })))
     }
 }
 
@@ -637,8 +681,18 @@ fn bytes(r: Result<usize>) -> isize {
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_file_read(proxy: *mut c_void, f: *mut RawFile, pos: i64, to: *mut RawIter) -> isize {
-    bytes(guest::read(&borrow(proxy), &Called::new(f).0, pos, &mut iter(to)))
+extern "C" fn ssi_rs_file_read(
+    proxy: *mut c_void,
+    f: *mut RawFile,
+    pos: i64,
+    to: *mut RawIter,
+) -> isize {
+    bytes(guest::read(
+        &borrow(proxy),
+        &Called::new(f).0,
+        pos,
+        &mut iter(to),
+    ))
 }
 
 #[no_mangle]
@@ -649,11 +703,22 @@ extern "C" fn ssi_rs_file_write(
     how: c_int,
     from: *mut RawIter,
 ) -> isize {
-    bytes(guest::write(&borrow(proxy), &Called::new(f).0, pos, how as u16, &mut iter(from)))
+    bytes(guest::write(
+        &borrow(proxy),
+        &Called::new(f).0,
+        pos,
+        how as u16,
+        &mut iter(from),
+    ))
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_file_poll(proxy: *mut c_void, f: *mut RawFile, events: u32, notify: c_int) -> u32 {
+extern "C" fn ssi_rs_file_poll(
+    proxy: *mut c_void,
+    f: *mut RawFile,
+    events: u32,
+    notify: c_int,
+) -> u32 {
     guest::poll(borrow(proxy).into(), &Called::new(f).0, events, notify != 0)
 }
 
@@ -666,7 +731,12 @@ extern "C" fn ssi_rs_file_ioctl(proxy: *mut c_void, f: *mut RawFile, cmd: u32, a
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_file_seek(proxy: *mut c_void, f: *mut RawFile, offset: i64, whence: c_int) -> i64 {
+extern "C" fn ssi_rs_file_seek(
+    proxy: *mut c_void,
+    f: *mut RawFile,
+    offset: i64,
+    whence: c_int,
+) -> i64 {
     match guest::seek(&borrow(proxy), &Called::new(f).0, offset, whence) {
         Ok(n) => n,
         Err(e) => e.to_errno().into(),
@@ -681,7 +751,13 @@ extern "C" fn ssi_rs_file_fsync(
     end: i64,
     datasync: c_int,
 ) -> c_int {
-    errno(guest::fsync(&borrow(proxy), &Called::new(f).0, start, end, datasync != 0))
+    errno(guest::fsync(
+        &borrow(proxy),
+        &Called::new(f).0,
+        start,
+        end,
+        datasync != 0,
+    ))
 }
 
 #[no_mangle]
@@ -692,7 +768,13 @@ extern "C" fn ssi_rs_file_fallocate(
     offset: i64,
     len: i64,
 ) -> c_int {
-    errno(guest::fallocate(&borrow(proxy), &Called::new(f).0, mode, offset, len))
+    errno(guest::fallocate(
+        &borrow(proxy),
+        &Called::new(f).0,
+        mode,
+        offset,
+        len,
+    ))
 }
 
 #[no_mangle]

@@ -66,8 +66,16 @@ pub mod flag {
     /// Those that `fcntl(F_SETFL)` changes and that are kept equal at both ends.
     pub const SETTABLE: u32 = APPEND | NONBLOCK;
     /// All that may be in a record: the above, DSYNC, DIRECT, LARGEFILE, NOATIME, SYNC.
-    pub const CARRIED: u32 =
-        ACCMODE | SETTABLE | DIRECTORY | NOFOLLOW | PATH | 0o10_000 | 0o40_000 | 0o100_000 | 0o1_000_000 | 0o4_000_000;
+    pub const CARRIED: u32 = ACCMODE
+        | SETTABLE
+        | DIRECTORY
+        | NOFOLLOW
+        | PATH
+        | 0o10_000
+        | 0o40_000
+        | 0o100_000
+        | 0o1_000_000
+        | 0o4_000_000;
 }
 
 /// What can be done with a file: bits of [`File::can`].
@@ -82,7 +90,9 @@ pub mod can {
 }
 
 /// Start of an image's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Head {
     /// [`VERSION`].
@@ -222,7 +232,9 @@ impl Look {
 }
 
 /// One open file; its path or name follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct File {
     /// Its number in the table of `home`, 0 for one to be opened again.
@@ -281,7 +293,9 @@ impl File {
 }
 
 /// One descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Fd {
     /// Its number.
@@ -340,7 +354,11 @@ impl<'a> Files<'a> {
         let mut next = 0;
         for d in fds {
             let n = d.fd.get();
-            if n < next || n > MAX_FD || usize::from(d.file.get()) >= files || d.flags.get() & !Fd::CLOEXEC != 0 {
+            if n < next
+                || n > MAX_FD
+                || usize::from(d.file.get()) >= files
+                || d.flags.get() & !Fd::CLOEXEC != 0
+            {
                 return Err(Error::Value);
             }
             next = n + 1;
@@ -431,7 +449,9 @@ impl What {
 }
 
 /// Start of [`super::Kind::FileOp`]; data follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Op {
     /// Names the operation, below [`REQ_END`].
@@ -511,18 +531,26 @@ pub fn op(payload: &[u8]) -> Result<(&Op, What, &[u8]), Error> {
         What::Read if len > MAX_DATA_BYTES => return Err(Error::Length),
         What::Write if len == data.len() && len <= MAX_DATA_BYTES => len,
         What::Ioctl => {
-            let i = ioctl(u32::try_from(o.arg.get()).map_err(|_| Error::Value)?).ok_or(Error::Value)?;
+            let i =
+                ioctl(u32::try_from(o.arg.get()).map_err(|_| Error::Value)?).ok_or(Error::Value)?;
             usize::from(i.input)
         }
         What::Setattr => size_of::<SetAttr>(),
-        What::Hand | What::Unhand if data.len() % 8 == 0 && data.len() / 8 <= MAX_HANDED => data.len(),
+        What::Hand | What::Unhand if data.len() % 8 == 0 && data.len() / 8 <= MAX_HANDED => {
+            data.len()
+        }
         What::Write | What::Hand | What::Unhand => return Err(Error::Length),
         _ => 0,
     };
     if data.len() != room {
         return Err(Error::Length);
     }
-    if what == What::Hand && u16::try_from(o.arg.get()).ok().and_then(NodeId::new).is_none() {
+    if what == What::Hand
+        && u16::try_from(o.arg.get())
+            .ok()
+            .and_then(NodeId::new)
+            .is_none()
+    {
         return Err(Error::Value);
     }
     if o.offset.get() < Op::CURRENT && !matches!(what, What::Seek | What::Ioctl) {
@@ -537,7 +565,9 @@ pub fn ids(data: &[u8]) -> &[U64] {
 }
 
 /// Start of [`super::Kind::FileReply`]; data follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Reply {
     /// The operation, 0 for news about a file.
@@ -569,7 +599,9 @@ pub fn reply(payload: &[u8]) -> Result<(&Reply, &[u8]), Error> {
 }
 
 /// [`super::Kind::FileCancel`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Cancel {
     /// The operation.
@@ -577,7 +609,19 @@ pub struct Cancel {
 }
 
 /// What `stat` tells; struct ssi_attr.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone,
+    Copy,
+    Default,
+    Debug,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Attr {
@@ -605,7 +649,19 @@ pub struct Attr {
 const _: () = assert!(size_of::<Attr>() == 128);
 
 /// Attributes to be changed; struct ssi_setattr.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone,
+    Copy,
+    Default,
+    Debug,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct SetAttr {
@@ -663,39 +719,72 @@ pub fn ioctl(cmd: u32) -> Option<Ioctl> {
     const TERMIOS: u16 = 36;
     const TERMIOS2: u16 = 44;
     const TERMIO: u16 = 18;
-    let none = Ioctl { input: 0, output: 0, plain: false, query: false, waits: false };
+    let none = Ioctl {
+        input: 0,
+        output: 0,
+        plain: false,
+        query: false,
+        waits: false,
+    };
     let get = |output| Ioctl { output, ..none };
     let set = |input| Ioctl { input, ..none };
-    let plain = Ioctl { plain: true, ..none };
+    let plain = Ioctl {
+        plain: true,
+        ..none
+    };
     Some(match cmd {
         // TCGETS, TCSETS, TCSETSW, TCSETSF
-        0x5401 => Ioctl { query: true, ..get(TERMIOS) },
+        0x5401 => Ioctl {
+            query: true,
+            ..get(TERMIOS)
+        },
         0x5402 => set(TERMIOS),
-        0x5403 | 0x5404 => Ioctl { waits: true, ..set(TERMIOS) },
+        0x5403 | 0x5404 => Ioctl {
+            waits: true,
+            ..set(TERMIOS)
+        },
         // TCGETA, TCSETA, TCSETAW, TCSETAF
         0x5405 => get(TERMIO),
         0x5406 => set(TERMIO),
-        0x5407 | 0x5408 => Ioctl { waits: true, ..set(TERMIO) },
+        0x5407 | 0x5408 => Ioctl {
+            waits: true,
+            ..set(TERMIO)
+        },
         // TCSBRK, TCXONC, TCFLSH, TCSBRKP
-        0x5409 | 0x5425 => Ioctl { waits: true, ..plain },
+        0x5409 | 0x5425 => Ioctl {
+            waits: true,
+            ..plain
+        },
         0x540a | 0x540b => plain,
         // TIOCGPGRP, TIOCSPGRP, TIOCOUTQ
         0x540f | 0x5411 => get(4),
         0x5410 => set(4),
         // TIOCGWINSZ, TIOCSWINSZ
-        0x5413 => Ioctl { query: true, ..get(8) },
+        0x5413 => Ioctl {
+            query: true,
+            ..get(8)
+        },
         0x5414 => set(8),
         // TIOCMGET, TIOCMBIS, TIOCMBIC, TIOCMSET, TIOCGSOFTCAR, TIOCSSOFTCAR
         0x5415 | 0x5419 => get(4),
         0x5416..=0x5418 | 0x541a => set(4),
         // FIONREAD
-        0x541b => Ioctl { query: true, ..get(4) },
+        0x541b => Ioctl {
+            query: true,
+            ..get(4)
+        },
         // TIOCGETD, TIOCGSID, TIOCGDEV
         0x5424 | 0x5429 | 0x8004_5432 => get(4),
         // TCGETS2, TCSETS2, TCSETSW2, TCSETSF2
-        0x802c_542a => Ioctl { query: true, ..get(TERMIOS2) },
+        0x802c_542a => Ioctl {
+            query: true,
+            ..get(TERMIOS2)
+        },
         0x402c_542b => set(TERMIOS2),
-        0x402c_542c | 0x402c_542d => Ioctl { waits: true, ..set(TERMIOS2) },
+        0x402c_542c | 0x402c_542d => Ioctl {
+            waits: true,
+            ..set(TERMIOS2)
+        },
         _ => return None,
     })
 }

@@ -19,7 +19,7 @@ use ssi_tests::proc::{End, Io, PASSED, Proc, Start};
 use ssi_tests::ssictl::{find, last_json};
 
 /// Steps of the computation between two lines: a few lines a second on an emulated processor.
-const STEPS: u32 = 20_000;
+const STEPS: u32 = 50_000;
 /// How long one may watch before the next move.
 const WATCH: Duration = Duration::from_secs(4);
 
@@ -169,7 +169,7 @@ fn step(cluster: &Cluster, proc: &Proc<'_>, to: Node) -> Result<String> {
         output.evidence()
     );
     let report = last_json(&output)?;
-    prove_runs(cluster, proc.pid(), "python3", N1, to, Doing::Computing)?;
+    prove_runs(cluster, proc.pid(), "python3", N1, to, Doing::Printing)?;
     let ticks = task(cluster, to, proc.pid())?
         .context("it has ended")?
         .ticks;
@@ -182,11 +182,11 @@ fn step(cluster: &Cluster, proc: &Proc<'_>, to: Node) -> Result<String> {
     let other = if to == N1 {
         ""
     } else {
-        "; n1 keeps its deputy, which uses no processor time"
+        "; n1 keeps its deputy, which does next to nothing"
     };
     Ok(format!(
-        "\n== ssictl migrate {pid} --to {to}\n== Process {pid} is run by the kernel of {to} now, {:.1} s of processor time so \
-         far{other}.\n== It stood still for {:.1} ms; {} KiB moved.\n",
+        "\n== ssictl migrate {pid} --to {to}\n== Process {pid} is run by the kernel of {to} now, which has given it {:.1} s of \
+         its processor{other}.\n== It stood still for {:.1} ms; {} KiB moved.\n",
         ticks as f64 / 100.0,
         number("committed_us")? as f64 / 1000.0,
         bytes.div_ceil(1024),

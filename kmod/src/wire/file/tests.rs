@@ -6,7 +6,11 @@ use zerocopy::IntoBytes;
 fn file(kind: FileKind, path: &[u8]) -> File {
     let forward = kind.way() == Way::Forward;
     File {
-        id: U64::new(if forward { id_of(NodeId::new(3).unwrap(), 7) } else { 0 }),
+        id: U64::new(if forward {
+            id_of(NodeId::new(3).unwrap(), 7)
+        } else {
+            0
+        }),
         pos: U64::new(0),
         home: U16::new(3),
         kind: U16::new(kind as u16),
@@ -37,14 +41,24 @@ fn image(files: &[(File, &[u8])], fds: &[(u32, u16, u16)]) -> Vec<u8> {
         v.resize(end, 0);
     }
     for &(fd, file, flags) in fds {
-        v.extend_from_slice(Fd { fd: U32::new(fd), file: U16::new(file), flags: U16::new(flags) }.as_bytes());
+        v.extend_from_slice(
+            Fd {
+                fd: U32::new(fd),
+                file: U16::new(file),
+                flags: U16::new(flags),
+            }
+            .as_bytes(),
+        );
     }
     v
 }
 
 fn sample() -> Vec<u8> {
     image(
-        &[(file(FileKind::Fifo, b"pipe:[9]"), b"pipe:[9]"), (file(FileKind::Directory, b"/tmp"), b"/tmp")],
+        &[
+            (file(FileKind::Fifo, b"pipe:[9]"), b"pipe:[9]"),
+            (file(FileKind::Directory, b"/tmp"), b"/tmp"),
+        ],
         &[(0, 0, 0), (1, 0, 1), (7, 1, 0)],
     )
 }
@@ -53,9 +67,22 @@ fn sample() -> Vec<u8> {
 fn files_and_descriptors_come_back_in_order() {
     let v = sample();
     let f = Files::parse(&v).unwrap();
-    let paths: Vec<_> = f.files().map(|(f, p)| (f.file_kind().unwrap(), p)).collect();
-    assert_eq!(paths, [(FileKind::Fifo, &b"pipe:[9]"[..]), (FileKind::Directory, b"/tmp")]);
-    let fds: Vec<_> = f.fds().iter().map(|d| (d.fd.get(), d.file.get(), d.flags.get())).collect();
+    let paths: Vec<_> = f
+        .files()
+        .map(|(f, p)| (f.file_kind().unwrap(), p))
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            (FileKind::Fifo, &b"pipe:[9]"[..]),
+            (FileKind::Directory, b"/tmp")
+        ]
+    );
+    let fds: Vec<_> = f
+        .fds()
+        .iter()
+        .map(|d| (d.fd.get(), d.file.get(), d.flags.get()))
+        .collect();
     assert_eq!(fds, [(0, 0, 0), (1, 0, 1), (7, 1, 0)]);
 }
 
@@ -94,26 +121,90 @@ fn record_bytes_are_pinned() {
 fn numbers_that_mean_nothing_are_refused() {
     let good = file(FileKind::Regular, b"/a");
     let bad = |f: File, path: &[u8]| {
-        assert_eq!(Files::parse(&image(&[(f, path)], &[])).err(), Some(Error::Value), "{f:?}");
+        assert_eq!(
+            Files::parse(&image(&[(f, path)], &[])).err(),
+            Some(Error::Value),
+            "{f:?}"
+        );
     };
     assert!(Files::parse(&image(&[(good, b"/a")], &[])).is_ok());
-    bad(File { kind: U16::new(9), ..good }, b"/a");
-    bad(File { kind: U16::new(FileKind::Fifo as u16), ..good }, b"/a");
-    bad(File { home: U16::new(0), ..good }, b"/a");
-    bad(File { id: U64::new(0), ..good }, b"/a");
-    bad(File { can: U16::new(32), ..good }, b"/a");
-    bad(File { flags: U32::new(0o20_000), ..good }, b"/a");
-    bad(File { rdev_major: U32::new(4096), ..good }, b"/a");
+    bad(
+        File {
+            kind: U16::new(9),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            kind: U16::new(FileKind::Fifo as u16),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            home: U16::new(0),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            id: U64::new(0),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            can: U16::new(32),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            flags: U32::new(0o20_000),
+            ..good
+        },
+        b"/a",
+    );
+    bad(
+        File {
+            rdev_major: U32::new(4096),
+            ..good
+        },
+        b"/a",
+    );
     bad(good, b"\0a");
-    bad(File { path_bytes: U16::new(0), ..good }, b"");
+    bad(
+        File {
+            path_bytes: U16::new(0),
+            ..good
+        },
+        b"",
+    );
     bad(file(FileKind::Directory, b"tmp"), b"tmp");
-    bad(File { id: U64::new(good.id.get()), ..file(FileKind::Directory, b"/tmp") }, b"/tmp");
+    bad(
+        File {
+            id: U64::new(good.id.get()),
+            ..file(FileKind::Directory, b"/tmp")
+        },
+        b"/tmp",
+    );
 }
 
 #[test]
 fn descriptors_out_of_order_or_without_a_file_are_refused() {
     let f = || [(file(FileKind::Regular, b"/a"), &b"/a"[..])];
-    for fds in [&[(1, 0, 0), (1, 0, 0)][..], &[(2, 0, 0), (1, 0, 0)], &[(0, 1, 0)], &[(MAX_FD + 1, 0, 0)], &[(0, 0, 2)]] {
+    for fds in [
+        &[(1, 0, 0), (1, 0, 0)][..],
+        &[(2, 0, 0), (1, 0, 0)],
+        &[(0, 1, 0)],
+        &[(MAX_FD + 1, 0, 0)],
+        &[(0, 0, 2)],
+    ] {
         assert_eq!(Files::parse(&image(&f(), fds)).err(), Some(Error::Value));
     }
     let many: Vec<_> = (0..=MAX_FDS as u32).map(|n| (n, 0, 0)).collect();
@@ -199,7 +290,8 @@ fn operation_bytes_are_pinned() {
         [
             3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, // req, file
             4, 0, 0, 0, 5, 0, 0, 0, 3, 0, 1, 0, 0, 8, 0, 0, // pid .. flags
-            6, 0, 0, 0, 7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, // changed .. offset
+            6, 0, 0, 0, 7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            0xff, // changed .. offset
             8, 0, 0, 0, 0, 0, 0, 0,
         ]
     );
@@ -218,8 +310,8 @@ fn reply_bytes_are_pinned_and_checked() {
     assert_eq!(
         v,
         [
-            1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 3, 0, 0,
-            0, 25, 0, 0, 0
+            1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff,
+            0xff, 0xff, 3, 0, 0, 0, 25, 0, 0, 0
         ]
     );
     assert!(reply(v).is_ok());
@@ -229,7 +321,10 @@ fn reply_bytes_are_pinned_and_checked() {
     let mut long = v.to_vec();
     long.resize(32 + MAX_DATA_BYTES + 1, 0);
     assert_eq!(reply(&long).err(), Some(Error::Length));
-    let odd = Reply { result: I64::new(-4096), ..r };
+    let odd = Reply {
+        result: I64::new(-4096),
+        ..r
+    };
     assert_eq!(reply(odd.as_bytes()).err(), Some(Error::Value));
 }
 
@@ -247,7 +342,10 @@ fn what_comes_back_from_its_number() {
 
 #[test]
 fn ioctls_fit_their_limit() {
-    for cmd in (0x5400..0x5500).chain(0x402c_5400..0x402c_5500).chain(0x802c_5400..0x802c_5500) {
+    for cmd in (0x5400..0x5500)
+        .chain(0x402c_5400..0x402c_5500)
+        .chain(0x802c_5400..0x802c_5500)
+    {
         if let Some(i) = ioctl(cmd) {
             assert!(usize::from(i.input.max(i.output)) <= MAX_IOCTL_BYTES);
             assert!(!i.plain || i.input == 0 && i.output == 0);
@@ -262,11 +360,30 @@ fn ioctls_fit_their_limit() {
 
 #[test]
 fn kinds_are_told_apart() {
-    let l = |mode, rdev| Look { mode, rdev, plain_io: true, ..Look::default() };
+    let l = |mode, rdev| Look {
+        mode,
+        rdev,
+        plain_io: true,
+        ..Look::default()
+    };
     assert_eq!(l(S_IFREG | 0o600, (0, 0)).kind(), Ok(FileKind::Regular));
-    assert_eq!(Look { unlinked: true, ..l(S_IFREG, (0, 0)) }.kind(), Ok(FileKind::Regular));
+    assert_eq!(
+        Look {
+            unlinked: true,
+            ..l(S_IFREG, (0, 0))
+        }
+        .kind(),
+        Ok(FileKind::Regular)
+    );
     assert_eq!(l(S_IFIFO, (0, 0)).kind(), Ok(FileKind::Fifo));
-    assert_eq!(Look { internal: true, ..l(S_IFIFO, (0, 0)) }.kind(), Ok(FileKind::Fifo));
+    assert_eq!(
+        Look {
+            internal: true,
+            ..l(S_IFIFO, (0, 0))
+        }
+        .kind(),
+        Ok(FileKind::Fifo)
+    );
     for rdev in [(4, 1), (5, 0), (5, 1), (136, 3), (143, 9)] {
         assert_eq!(l(S_IFCHR, rdev).kind(), Ok(FileKind::Tty));
     }
@@ -274,7 +391,14 @@ fn kinds_are_told_apart() {
         assert_eq!(l(S_IFCHR, (1, minor)).kind(), Ok(FileKind::Device));
     }
     assert_eq!(l(S_IFDIR, (0, 0)).kind(), Ok(FileKind::Directory));
-    assert_eq!(Look { path_only: true, ..l(S_IFDIR, (0, 0)) }.kind(), Ok(FileKind::Directory));
+    assert_eq!(
+        Look {
+            path_only: true,
+            ..l(S_IFDIR, (0, 0))
+        }
+        .kind(),
+        Ok(FileKind::Directory)
+    );
     for bad in [
         l(S_IFCHR, (5, 2)),
         l(S_IFCHR, (128, 0)),
@@ -283,11 +407,26 @@ fn kinds_are_told_apart() {
         l(S_IFBLK, (8, 0)),
         l(S_IFSOCK, (0, 0)),
         l(0, (0, 0)),
-        Look { anonymous: true, ..l(S_IFREG, (0, 0)) },
-        Look { internal: true, ..l(S_IFREG, (0, 0)) },
-        Look { unlinked: true, ..l(S_IFDIR, (0, 0)) },
-        Look { path_only: true, ..l(S_IFREG, (0, 0)) },
-        Look { plain_io: false, ..l(S_IFREG, (0, 0)) },
+        Look {
+            anonymous: true,
+            ..l(S_IFREG, (0, 0))
+        },
+        Look {
+            internal: true,
+            ..l(S_IFREG, (0, 0))
+        },
+        Look {
+            unlinked: true,
+            ..l(S_IFDIR, (0, 0))
+        },
+        Look {
+            path_only: true,
+            ..l(S_IFREG, (0, 0))
+        },
+        Look {
+            plain_io: false,
+            ..l(S_IFREG, (0, 0))
+        },
     ] {
         assert!(bad.kind().is_err(), "{bad:?}");
     }
