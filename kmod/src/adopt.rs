@@ -168,7 +168,10 @@ impl<'a> Parsed<'a> {
             }
         }
         let pid = p.process.pid;
-        if !ended || p.process.threads as usize != p.threads.len() || !p.threads.iter().any(|t| t.0.tid == pid) {
+        if !ended
+            || p.process.threads as usize != p.threads.len()
+            || !p.threads.iter().any(|t| t.0.tid == pid)
+        {
             return Err(EBADMSG);
         }
         Ok(p)
@@ -216,13 +219,27 @@ pub fn adopt(
     if pid != leader.tid {
         return Err(EBADMSG);
     }
-    let pager = if p.needs_pager() { Some(Pager::new(token, pid, source)?) } else { None };
+    let pager = if p.needs_pager() {
+        Some(Pager::new(token, pid, source)?)
+    } else {
+        None
+    };
     let r = steps(&image, &p, leader, &pager, home, here);
     match r {
         Ok((threads, area)) => {
-            let comm = p.threads.iter().find(|t| t.0.tid == pid).map_or([0; 16], |t| t.0.state.comm);
+            let comm = p
+                .threads
+                .iter()
+                .find(|t| t.0.tid == pid)
+                .map_or([0; 16], |t| t.0.state.comm);
             drop(p);
-            Ok(Adopted { image, threads, pager, comm, area })
+            Ok(Adopted {
+                image,
+                threads,
+                pager,
+                comm,
+                area,
+            })
         }
         Err(e) => {
             if let Some(g) = pager {
@@ -499,8 +516,11 @@ fn of_process(p: &Parsed<'_>, leader: &Puppet) -> Result<KVec<Call>> {
 /// sleeps in each of them and is interrupted.
 fn learn_restarts(leader: &Arc<Puppet>) -> Result {
     let s = leader.scratch();
-    let kinds: [(u32, u64, [u64; 4]); 3] =
-        [(1, 35, [s + 16, 0, 0, 0]), (2, 7, [0, 0, 30_000, 0]), (3, 202, [s, 128, 0, s + 16])];
+    let kinds: [(u32, u64, [u64; 4]); 3] = [
+        (1, 35, [s + 16, 0, 0, 0]),
+        (2, 7, [0, 0, 30_000, 0]),
+        (3, 202, [s, 128, 0, s + 16]),
+    ];
     for (kind, number, args) in kinds {
         if task::restart_known(kind) {
             continue;
@@ -508,7 +528,12 @@ fn learn_restarts(leader: &Arc<Puppet>) -> Result {
         // A futex word and a time of 30 s.
         let data = bytes_of(&[&[0; 16], &30u64.to_le_bytes(), &[0; 8]])?;
         let mut c = KVec::new();
-        c.push(Call::new(number, &args).with(s, data).expecting(Expect::Anything), GFP_KERNEL)?;
+        c.push(
+            Call::new(number, &args)
+                .with(s, data)
+                .expecting(Expect::Anything),
+            GFP_KERNEL,
+        )?;
         let o = leader.post_calls(c, 0)?;
         let (ip, sp) = (leader.park_ip(), leader.stack());
         for _ in 0..400 {
@@ -535,7 +560,19 @@ fn start_thread(leader: &Puppet, q: &Puppet) -> Result {
     const FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
     let s = leader.scratch();
     let stack = q.scratch();
-    let args: [u64; 11] = [FLAGS, 0, 0, 0, 0, stack, q.stack() - stack, 0, s + 128, 1, 0];
+    let args: [u64; 11] = [
+        FLAGS,
+        0,
+        0,
+        0,
+        0,
+        stack,
+        q.stack() - stack,
+        0,
+        s + 128,
+        1,
+        0,
+    ];
     let data = bytes_of(&[args.as_bytes(), &[0; 40], &q.tid.to_le_bytes()])?;
     let raised = crate::cell::cell::<task::Raised>()?;
     let r2 = raised.clone();
@@ -544,7 +581,9 @@ fn start_thread(leader: &Puppet, q: &Puppet) -> Result {
         Ok(Next::Stay)
     })?;
     let r = leader.call(
-        Call::new(nr::CLONE3, &[s, 88]).with(s, data).expecting(Expect::Exactly(u64::from(q.tid))),
+        Call::new(nr::CLONE3, &[s, 88])
+            .with(s, data)
+            .expecting(Expect::Exactly(u64::from(q.tid))),
     );
     leader.act(move |_| {
         if let Some(r) = raised.get() {
@@ -595,7 +634,9 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
     let mut x: KVec<u8> = KVec::new();
     x.extend_from_slice(xstate, GFP_KERNEL)?;
     // What ptrace calls software reserved bytes are these here: magic, sizes, features.
-    let features = u64::read_from_prefix(x.get(464..).ok_or(EBADMSG)?).map_err(bad)?.0;
+    let features = u64::read_from_prefix(x.get(464..).ok_or(EBADMSG)?)
+        .map_err(bad)?
+        .0;
     let size = x.len() as u32;
     let sw = bytes_of(&[
         &0x4650_5853u32.to_le_bytes(),
@@ -607,7 +648,9 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
     x.get_mut(464..512).ok_or(EBADMSG)?.copy_from_slice(&sw);
     x.extend_from_slice(&0x4650_5845u32.to_le_bytes(), GFP_KERNEL)?;
     let all = bytes_of(&[&f, &x])?;
-    let mut call = Call::new(nr::RT_SIGRETURN, &[]).with(frame, all).expecting(Expect::Exactly(0));
+    let mut call = Call::new(nr::RT_SIGRETURN, &[])
+        .with(frame, all)
+        .expecting(Expect::Exactly(0));
     call.stack = frame + 8;
     push(call)?;
     Ok(c)
@@ -630,21 +673,35 @@ fn credentials(p: &Parsed<'_>, q: &Arc<Puppet>) -> Result {
     let mut c = KVec::new();
     let mut push = |call: Call| -> Result { Ok(c.push(call, GFP_KERNEL)?) };
     let id = u64::from;
-    push(Call::new(nr::SETGROUPS, &[p.groups.len() as u64 / 4, s]).with(s, bytes_of(&[p.groups])?))?;
-    push(Call::new(nr::SETRESGID, &[id(want.gid), id(want.egid), id(want.sgid)]))?;
+    push(
+        Call::new(nr::SETGROUPS, &[p.groups.len() as u64 / 4, s]).with(s, bytes_of(&[p.groups])?),
+    )?;
+    push(Call::new(
+        nr::SETRESGID,
+        &[id(want.gid), id(want.egid), id(want.sgid)],
+    ))?;
     for cap in 0..41 {
         if want.cap_bset >> cap & 1 == 0 && have.cap_bset >> cap & 1 == 1 {
             push(Call::new(nr::PRCTL, &[pr::CAPBSET_DROP, cap]))?;
         }
     }
     push(Call::new(nr::PRCTL, &[pr::SET_KEEPCAPS, 1]))?;
-    push(Call::new(nr::SETRESUID, &[id(want.uid), id(want.euid), id(want.suid)]))?;
+    push(Call::new(
+        nr::SETRESUID,
+        &[id(want.uid), id(want.euid), id(want.suid)],
+    ))?;
     push(Call::new(nr::SETFSGID, &[id(want.fsgid)]).expecting(Expect::Anything))?;
     push(Call::new(nr::SETFSUID, &[id(want.fsuid)]).expecting(Expect::Anything))?;
     // Securebits need a capability that the next call may take away.
-    push(Call::new(nr::PRCTL, &[pr::SET_SECUREBITS, id(want.securebits)]).expecting(
-        if want.cap_permitted >> 8 & 1 == 1 { Expect::Success } else { Expect::Anything },
-    ))?;
+    push(
+        Call::new(nr::PRCTL, &[pr::SET_SECUREBITS, id(want.securebits)]).expecting(
+            if want.cap_permitted >> 8 & 1 == 1 {
+                Expect::Success
+            } else {
+                Expect::Anything
+            },
+        ),
+    )?;
     let half = |v: u64, hi: bool| (if hi { v >> 32 } else { v & 0xffff_ffff }) as u32;
     let mut caps: KVec<u8> = KVec::new();
     caps.extend_from_slice(&0x2008_0522u32.to_le_bytes(), GFP_KERNEL)?;
@@ -682,13 +739,20 @@ impl Adopted {
                 Ok(Next::Stay)
             });
             if r.is_err() {
-                pr_err!("process {}: its dispositions were not set: {:?}\n", l.tid, r);
+                pr_err!(
+                    "process {}: its dispositions were not set: {:?}\n",
+                    l.tid,
+                    r
+                );
             }
         }
         let Ok(left) = Arc::new(AtomicU32::new(self.threads.len() as u32), GFP_KERNEL) else {
             return;
         };
-        if let (Some(g), Some(m)) = (&self.pager, leader.as_ref().and_then(|l| task::TaskRef::find(l.tid))) {
+        if let (Some(g), Some(m)) = (
+            &self.pager,
+            leader.as_ref().and_then(|l| task::TaskRef::find(l.tid)),
+        ) {
             if let Some(m) = Memory::of(&m).and_then(|m| Arc::new(m, GFP_KERNEL).ok()) {
                 g.set_memory(m);
             }
@@ -697,18 +761,16 @@ impl Adopted {
         for q in &self.threads {
             let (img, left) = (self.image.clone(), left.clone());
             q.set_process(None);
-            let act = act_of(
-                move |q: &Arc<Puppet>| {
-                    let p = Parsed::new(&img.0)?;
-                    let (t, _) = p.threads.iter().find(|t| t.0.tid == q.tid).ok_or(EBADMSG)?;
-                    become_thread(t);
-                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        // The last one to leave: nobody's next instruction is there any more.
-                        let _ = mm::unmap(area.0, area.1);
-                    }
-                    Ok(Next::Leave)
-                },
-            );
+            let act = act_of(move |q: &Arc<Puppet>| {
+                let p = Parsed::new(&img.0)?;
+                let (t, _) = p.threads.iter().find(|t| t.0.tid == q.tid).ok_or(EBADMSG)?;
+                become_thread(t);
+                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    // The last one to leave: nobody's next instruction is there any more.
+                    let _ = mm::unmap(area.0, area.1);
+                }
+                Ok(Next::Leave)
+            });
             if act.and_then(|a| q.post(a)).is_err() {
                 pr_err!("thread {}: could not be let go\n", q.tid);
             }
@@ -766,7 +828,11 @@ pub fn undo(process: &Arc<crate::process::Process>, leader: &Arc<Puppet>) {
             task::set_actions(&p.catching(&own));
             Ok(Next::Stay)
         })
-        .and_then(|()| leader.call(Call::new(nr::CLOSE_RANGE, &[0, u64::from(u32::MAX), 0])).map(|_| ()));
+        .and_then(|()| {
+            leader
+                .call(Call::new(nr::CLOSE_RANGE, &[0, u64::from(u32::MAX), 0]))
+                .map(|_| ())
+        });
     if let Err(e) = r {
         pr_err!("process {}: deputy not put back: {:?}\n", process.pid, e);
     }

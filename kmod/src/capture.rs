@@ -43,18 +43,30 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal about nothing in particular.
     pub fn new(reason: Reason) -> Self {
-        Self { reason, detail: 0, text: KVec::new() }
+        Self {
+            reason,
+            detail: 0,
+            text: KVec::new(),
+        }
     }
 
     /// A refusal about an address, a descriptor or a number.
     pub fn about(reason: Reason, detail: u64) -> Self {
-        Self { reason, detail, text: KVec::new() }
+        Self {
+            reason,
+            detail,
+            text: KVec::new(),
+        }
     }
 
     fn named(reason: Reason, detail: u64, name: &[u8]) -> Self {
         let mut text = KVec::new();
         let _ = text.extend_from_slice(name.get(..name.len().min(200)).unwrap_or(&[]), GFP_KERNEL);
-        Self { reason, detail, text }
+        Self {
+            reason,
+            detail,
+            text,
+        }
     }
 }
 
@@ -206,7 +218,9 @@ impl Frozen {
                 if known.iter().any(|p| p.tid == *tid) {
                     continue;
                 }
-                let Some(t) = TaskRef::find(*tid) else { continue };
+                let Some(t) = TaskRef::find(*tid) else {
+                    continue;
+                };
                 let p = Puppet::new(*tid)?;
                 known.push(p.clone(), GFP_KERNEL)?;
                 {
@@ -220,7 +234,9 @@ impl Frozen {
                 let first = task::job(move || {
                     let q2 = q.clone();
                     let done = task::job(move || me.note(&q2)).and_then(|again| {
-                        TaskRef::find(task::tid()).ok_or(ESRCH)?.work(When::OnReturn, again)
+                        TaskRef::find(task::tid())
+                            .ok_or(ESRCH)?
+                            .work(When::OnReturn, again)
                     });
                     if done.is_err() {
                         q.ended();
@@ -295,7 +311,12 @@ impl Frozen {
     }
 
     /// Has the leader note what the threads share, and make a park area for all of them.
-    pub fn collect(self: &Arc<Self>, home: NodeId, here: NodeId, to: NodeId) -> core::result::Result<(), Refusal> {
+    pub fn collect(
+        self: &Arc<Self>,
+        home: NodeId,
+        here: NodeId,
+        to: NodeId,
+    ) -> core::result::Result<(), Refusal> {
         let puppets = self.puppets()?;
         let leader = puppets.first().ok_or(Refusal::new(Reason::Ending))?.clone();
         let slots = puppets.len() as u64;
@@ -312,14 +333,26 @@ impl Frozen {
                 Err(r) => {
                     let mut i = me.inner.lock();
                     i.area = Some((base, bytes));
-                    let old = i.refused.replace(Refusal { reason: r.reason, detail: r.fd, text: r.text });
+                    let old = i.refused.replace(Refusal {
+                        reason: r.reason,
+                        detail: r.fd,
+                        text: r.text,
+                    });
                     drop(i);
                     drop(old);
                     return Ok(Next::Stay);
                 }
             };
             let c = KBox::new(
-                Collected { state, creds, groups, auxv: task::auxv(), actions: task::actions(), cwd, files },
+                Collected {
+                    state,
+                    creds,
+                    groups,
+                    auxv: task::auxv(),
+                    actions: task::actions(),
+                    cwd,
+                    files,
+                },
                 GFP_KERNEL,
             )?;
             let mut i = me.inner.lock();
@@ -351,7 +384,11 @@ impl Frozen {
         let (puppets, collected, area) = {
             let mut i = self.inner.lock();
             i.cancelled = true;
-            (core::mem::take(&mut i.puppets), i.collected.take(), i.area.take())
+            (
+                core::mem::take(&mut i.puppets),
+                i.collected.take(),
+                i.area.take(),
+            )
         };
         if let Some(c) = &collected {
             c.files.release();
@@ -398,11 +435,17 @@ impl Frozen {
         let mut calls = KVec::new();
         const NR_CLOSE_RANGE: u64 = 436;
         const NR_SETITIMER: u64 = 38;
-        calls.push(Call::new(NR_CLOSE_RANGE, &[0, u64::from(u32::MAX), 0]), GFP_KERNEL)?;
+        calls.push(
+            Call::new(NR_CLOSE_RANGE, &[0, u64::from(u32::MAX), 0]),
+            GFP_KERNEL,
+        )?;
         let s = leader.scratch();
         let mut zero = KVec::new();
         zero.resize(32, 0u8, GFP_KERNEL)?;
-        calls.push(Call::new(NR_SETITIMER, &[0, s, 0]).with(s, zero), GFP_KERNEL)?;
+        calls.push(
+            Call::new(NR_SETITIMER, &[0, s, 0]).with(s, zero),
+            GFP_KERNEL,
+        )?;
         leader.post_calls(calls, 0)?;
         self.inner.lock().puppets.clear();
         Ok(())
@@ -437,7 +480,14 @@ impl Out {
         if len > image::MAX_RECORD_BYTES {
             return Err(E2BIG);
         }
-        self.0.extend_from_slice(Head { kind: kind as u32, len: len as u32 }.as_bytes(), GFP_KERNEL)?;
+        self.0.extend_from_slice(
+            Head {
+                kind: kind as u32,
+                len: len as u32,
+            }
+            .as_bytes(),
+            GFP_KERNEL,
+        )?;
         for p in parts {
             self.0.extend_from_slice(p, GFP_KERNEL)?;
         }
@@ -483,7 +533,10 @@ fn write_image(
         return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
     }
     for k in 0..vmas.len() {
-        let n = vmas.iter().filter(|v| v.file_key != 0 && v.file_key == vmas[k].file_key).count();
+        let n = vmas
+            .iter()
+            .filter(|v| v.file_key != 0 && v.file_key == vmas[k].file_key)
+            .count();
         vmas[k].file_vmas = n as u32;
     }
     for v in &vmas {
@@ -511,9 +564,17 @@ fn write_image(
             flags,
             special: v.special,
         };
-        let with_path: &[u8] = if matches!(way, Way::File | Way::FilePaged) { path } else { &[] };
+        let with_path: &[u8] = if matches!(way, Way::File | Way::FilePaged) {
+            path
+        } else {
+            &[]
+        };
         out.record(image::Kind::Mapping, &[m.as_bytes(), with_path])?;
-        let r = Range { start: v.start, end: v.end, file_known: way == Way::FilePaged };
+        let r = Range {
+            start: v.start,
+            end: v.end,
+            file_known: way == Way::FilePaged,
+        };
         match way {
             Way::Paged | Way::FilePaged => ranges.push(r, GFP_KERNEL)?,
             Way::Eager => eager.push(r, GFP_KERNEL)?,
@@ -521,7 +582,11 @@ fn write_image(
         }
     }
     for n in noted {
-        let t = Thread { tid: n.puppet.tid, reserved: 0, state: *n.state };
+        let t = Thread {
+            tid: n.puppet.tid,
+            reserved: 0,
+            state: *n.state,
+        };
         out.record(image::Kind::Thread, &[t.as_bytes(), &n.xstate])?;
     }
     let mut buf = KBox::new([0u8; PAGE], GFP_KERNEL)?;
@@ -554,7 +619,12 @@ fn write_image(
     let mut hot: KVec<u64> = KVec::new();
     for n in noted {
         let s = &n.state;
-        for a in [s.regs[reg::IP], s.regs[reg::SP], s.regs[reg::FS_BASE], s.rseq_ptr] {
+        for a in [
+            s.regs[reg::IP],
+            s.regs[reg::SP],
+            s.regs[reg::FS_BASE],
+            s.rseq_ptr,
+        ] {
             let a = a & !(PAGE64 - 1);
             if !hot.contains(&a) {
                 hot.push(a, GFP_KERNEL)?;

@@ -74,12 +74,20 @@ pub struct Answer {
 
 impl From<Refusal> for Answer {
     fn from(r: Refusal) -> Self {
-        Self { reason: r.reason, detail: r.detail, text: r.text }
+        Self {
+            reason: r.reason,
+            detail: r.detail,
+            text: r.text,
+        }
     }
 }
 
 fn yes() -> Answer {
-    Answer { reason: Reason::None, detail: 0, text: KVec::new() }
+    Answer {
+        reason: Reason::None,
+        detail: 0,
+        text: KVec::new(),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +129,11 @@ impl Leaving {
     }
 
     fn wait_not(&self, s: Stage, timeout_ms: u32) -> Stage {
-        if self.changed.wait(Until::Kill, timeout_ms, || *self.stage.lock() != s) == Woken::Timeout {
+        if self
+            .changed
+            .wait(Until::Kill, timeout_ms, || *self.stage.lock() != s)
+            == Woken::Timeout
+        {
             return Stage::Failed(ETIMEDOUT.to_errno().unsigned_abs());
         }
         *self.stage.lock()
@@ -141,7 +153,10 @@ fn find_task(pid: u32) -> core::result::Result<TaskRef, Refusal> {
 }
 
 /// Checks all that can be told without stopping the process.
-fn check(pid: u32, here: NodeId) -> core::result::Result<(TaskRef, Option<Arc<Process>>, NodeId), Refusal> {
+fn check(
+    pid: u32,
+    here: NodeId,
+) -> core::result::Result<(TaskRef, Option<Arc<Process>>, NodeId), Refusal> {
     let t = find_task(pid)?;
     let known = processes::get(u64::from(pid));
     if let Some(p) = &known {
@@ -170,7 +185,11 @@ pub fn why(pid: u32) -> Result<Answer> {
     Ok(match check(pid, here) {
         Ok((t, ..)) => match crate::files::check(&t) {
             Ok(()) => yes(),
-            Err(r) => Answer { reason: r.reason, detail: r.fd, text: r.text },
+            Err(r) => Answer {
+                reason: r.reason,
+                detail: r.fd,
+                text: r.text,
+            },
         },
         Err(r) => r.into(),
     })
@@ -254,7 +273,11 @@ fn told(m: &Leaving, errno: u32, r: &Refusal) {
         w.bytes(Attr::Report, wire::bytes(&report))
     });
     if let Err(e) = told {
-        pr_warn!("migration of {}: its end was not told: {:?}\n", m.process.pid, e);
+        pr_warn!(
+            "migration of {}: its end was not told: {:?}\n",
+            m.process.pid,
+            e
+        );
     }
 }
 
@@ -267,7 +290,12 @@ fn leave(m: &Arc<Leaving>, leader: &TaskRef, home: NodeId, here: NodeId, equal: 
         }
         Err((r, lost)) => {
             stat::add(Counter::MigrationsFailed, 1);
-            let _ = say(m.target, Class::Control, Kind::Abort, wire::bytes(&Verdict::new(m.token, pid)));
+            let _ = say(
+                m.target,
+                Class::Control,
+                Kind::Abort,
+                wire::bytes(&Verdict::new(m.token, pid)),
+            );
             if !lost {
                 stay(&m.process, home, here);
             }
@@ -343,11 +371,18 @@ fn try_leave(
         Stage::Failed(e) if e == ETIMEDOUT.to_errno().unsigned_abs() => {
             return Err(back(&frozen, Refusal::new(Reason::TargetLost)))
         }
-        Stage::Failed(e) => return Err(back(&frozen, Refusal::about(Reason::TargetRefused, u64::from(e)))),
+        Stage::Failed(e) => {
+            return Err(back(
+                &frozen,
+                Refusal::about(Reason::TargetRefused, u64::from(e)),
+            ))
+        }
         _ => return Err(back(&frozen, Refusal::new(Reason::TargetLost))),
     }
     m.report.lock().ready_us = m.since_us();
-    let killed = frozen.puppets().map_or(true, |v| v.is_empty() || v.iter().any(|t| t.is_gone()));
+    let killed = frozen
+        .puppets()
+        .map_or(true, |v| v.is_empty() || v.iter().any(|t| t.is_gone()));
     if killed {
         return Err(back(&frozen, Refusal::new(Reason::Ending)));
     }
@@ -359,17 +394,29 @@ fn try_leave(
     }
     match m.wait_not(Stage::Ready, DEAD_MS) {
         Stage::Committed => {}
-        Stage::Failed(e) => return Err(back(&frozen, Refusal::about(Reason::TargetRefused, u64::from(e)))),
+        Stage::Failed(e) => {
+            return Err(back(
+                &frozen,
+                Refusal::about(Reason::TargetRefused, u64::from(e)),
+            ))
+        }
         _ => {
             // It may have run there, and it died with that node.
-            let _ = leader.signal_thread(&SigInfo { signo: 9, ..SigInfo::default() });
+            let _ = leader.signal_thread(&SigInfo {
+                signo: 9,
+                ..SigInfo::default()
+            });
             return Err((Refusal::new(Reason::TargetLost), true));
         }
     }
     m.report.lock().committed_us = m.since_us();
 
     p.set_source(source.clone());
-    p.set_place(if home == here { Place::Away(m.target) } else { Place::Remnant(m.target) });
+    p.set_place(if home == here {
+        Place::Away(m.target)
+    } else {
+        Place::Remnant(m.target)
+    });
     if home == here {
         stat::add(Counter::Deputies, 1);
     } else {
@@ -380,7 +427,10 @@ fn try_leave(
     }
     if let Err(e) = frozen.keep(p) {
         pr_err!("process {}: no deputy: {:?}\n", p.pid, e);
-        let _ = leader.signal_thread(&SigInfo { signo: 9, ..SigInfo::default() });
+        let _ = leader.signal_thread(&SigInfo {
+            signo: 9,
+            ..SigInfo::default()
+        });
     }
     match source {
         Some(s) => {
@@ -432,7 +482,11 @@ pub fn pages_taken(peer: NodeId, token: u64, pid: u32) -> Result {
     };
     s.end();
     let (fetched, pushed) = s.bytes();
-    let report = Report { fetched_bytes: U64::new(fetched), pushed_bytes: U64::new(pushed), ..Report::default() };
+    let report = Report {
+        fetched_bytes: U64::new(fetched),
+        pushed_bytes: U64::new(pushed),
+        ..Report::default()
+    };
     let _ = ctl::event(Cmd::Filled, |w| {
         w.u64(Attr::Token, token)?;
         w.u32(Attr::Pid, pid)?;
@@ -492,7 +546,10 @@ fn arrival(token: u64) -> Result<Arc<Arriving>> {
 
 fn end_stub(stub: &Puppet) {
     let mut calls = KVec::new();
-    if calls.push(Call::new(process::EXIT_GROUP, &[1]), GFP_KERNEL).is_ok() {
+    if calls
+        .push(Call::new(process::EXIT_GROUP, &[1]), GFP_KERNEL)
+        .is_ok()
+    {
         let _ = stub.post_calls(calls, 0);
     }
 }
@@ -552,11 +609,16 @@ fn drop_arrival(a: &Arc<Arriving>) {
 fn image_frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
     let (b, chunk) = wire::split::<Begin>(payload).map_err(|_| EINVAL)?;
     let token = b.token.get();
-    let total = usize::try_from(b.total_bytes.get().min(MAX_IMAGE_BYTES + 1)).map_err(|_| EINVAL)?;
+    let total =
+        usize::try_from(b.total_bytes.get().min(MAX_IMAGE_BYTES + 1)).map_err(|_| EINVAL)?;
     if total as u64 > MAX_IMAGE_BYTES || chunk.is_empty() || chunk.len() > total {
         return Err(EINVAL);
     }
-    let a = if kind == Kind::Image { arrival(token)? } else { arriving::get(token).ok_or(ENOENT)? };
+    let a = if kind == Kind::Image {
+        arrival(token)?
+    } else {
+        arriving::get(token).ok_or(ENOENT)?
+    };
     let home = NodeId::new(b.home.get()).ok_or(EINVAL)?;
     if kind == Kind::Image {
         let mut buf = KVVec::with_capacity(total, GFP_KERNEL)?;
@@ -591,8 +653,15 @@ fn image_frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
 fn arrive(a: &Arc<Arriving>) {
     let (image, from, home, pid) = {
         let mut s = a.state.lock();
-        let (Some(from), Some(home)) = (s.from, s.home) else { return };
-        (core::mem::replace(&mut s.image, KVVec::new()), from, home, s.pid)
+        let (Some(from), Some(home)) = (s.from, s.home) else {
+            return;
+        };
+        (
+            core::mem::replace(&mut s.image, KVVec::new()),
+            from,
+            home,
+            s.pid,
+        )
     };
     if let Err(e) = try_arrive(a, image, from, home, pid) {
         let v = Verdict::new(a.token, pid).failed(e.to_errno());
@@ -608,7 +677,10 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
     let at_home = home == here;
     let deputy = processes::get(u64::from(pid));
     let leader = if at_home {
-        let d = deputy.as_ref().filter(|d| d.place() == Place::Away(from)).ok_or(ESRCH)?;
+        let d = deputy
+            .as_ref()
+            .filter(|d| d.place() == Place::Away(from))
+            .ok_or(ESRCH)?;
         // Its old memory must be gone: what the host has is the process now.
         for _ in 0..200 {
             if d.source().is_none() {
@@ -640,7 +712,9 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
     })?;
     let v = Verdict::new(a.token, pid);
     say(from, Class::Control, Kind::Ready, wire::bytes(&v))?;
-    let _ = a.changed.wait(Until::Kill, COMMIT_MS, || a.state.lock().verdict.is_some());
+    let _ = a
+        .changed
+        .wait(Until::Kill, COMMIT_MS, || a.state.lock().verdict.is_some());
     let verdict = a.state.lock().verdict;
     if verdict != Some(true) || leader.is_gone() {
         // Refuse a commit that may still be on its way: nothing of it ran.
@@ -651,7 +725,11 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
         if let Some(d) = deputy.as_ref().filter(|_| at_home) {
             adopt::undo(d, &leader);
         }
-        return Err(if verdict.is_some() { ECANCELED } else { ETIMEDOUT });
+        return Err(if verdict.is_some() {
+            ECANCELED
+        } else {
+            ETIMEDOUT
+        });
     }
     run(a, adopted, &leader, from, home, here)
 }

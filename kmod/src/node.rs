@@ -38,7 +38,12 @@ pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: KVVec<u8>) {
         (Class::Memory, _) => pager::frame(peer, kind, &payload),
         (
             Class::Control,
-            Kind::Image | Kind::ImageMore | Kind::Ready | Kind::Commit | Kind::Committed | Kind::Abort,
+            Kind::Image
+            | Kind::ImageMore
+            | Kind::Ready
+            | Kind::Commit
+            | Kind::Committed
+            | Kind::Abort,
         ) => mover::frame(peer, kind, &payload),
         (Class::Control, Kind::FileOp | Kind::FileReply | Kind::FileCancel) => {
             files::frame(peer, kind, payload);

@@ -151,7 +151,11 @@ impl Pager {
         let count = {
             let mut i = self.inner.lock();
             let ahead = crate::params::prefetch();
-            i.window = if addr == i.expected { (i.window * 2).min(ahead) } else { 1 };
+            i.window = if addr == i.expected {
+                (i.window * 2).min(ahead)
+            } else {
+                1
+            };
             i.window = i.window.max(1);
             i.expected = addr + u64::from(i.window) * PAGE as u64;
             match (i.slots.get(&addr), node) {
@@ -170,13 +174,24 @@ impl Pager {
                 count: U32::new(count),
                 reserved: U32::new(0),
             };
-            if crate::node::say(self.source, Class::Memory, Kind::PageRequest, wire::bytes(&r)).is_err() {
+            if crate::node::say(
+                self.source,
+                Class::Memory,
+                Kind::PageRequest,
+                wire::bytes(&r),
+            )
+            .is_err()
+            {
                 self.inner.lock().slots.remove(&addr);
                 task::sleep_ms(10);
                 return;
             }
         }
-        let until = if interruptible { Until::Signal } else { Until::Kill };
+        let until = if interruptible {
+            Until::Signal
+        } else {
+            Until::Kill
+        };
         let _ = self.wait.wait(until, 60_000, || self.known(addr));
     }
 
@@ -186,9 +201,16 @@ impl Pager {
         loop {
             // One at a time: pages are freed outside the lock.
             let mut i = self.inner.lock();
-            let next = i.slots.cursor_lower_bound(&from).map(|c| *c.current().0).filter(|a| *a < end);
+            let next = i
+                .slots
+                .cursor_lower_bound(&from)
+                .map(|c| *c.current().0)
+                .filter(|a| *a < end);
             let Some(a) = next else { break };
-            let old = i.slots.get_mut(&a).map(|s| core::mem::replace(s, Slot::Done));
+            let old = i
+                .slots
+                .get_mut(&a)
+                .map(|s| core::mem::replace(s, Slot::Done));
             drop(i);
             drop(old);
             from = a + 1;
@@ -240,7 +262,9 @@ impl Pager {
 
     /// Waits until the memory is whole.
     pub fn wait_filled(&self, timeout_ms: u32) -> Result {
-        match self.wait.wait(Until::Kill, timeout_ms, || pagers::get(self.token).is_none()) {
+        match self.wait.wait(Until::Kill, timeout_ms, || {
+            pagers::get(self.token).is_none()
+        }) {
             Woken::Ready => Ok(()),
             Woken::Signal => Err(EINTR),
             Woken::Timeout => Err(ETIMEDOUT),
@@ -262,7 +286,9 @@ impl Pager {
     }
 
     fn install_all(self: Arc<Self>) {
-        let Some(memory) = self.memory.lock().clone() else { return };
+        let Some(memory) = self.memory.lock().clone() else {
+            return;
+        };
         loop {
             let next = {
                 let mut i = self.inner.lock();
@@ -282,7 +308,10 @@ impl Pager {
             match memory.install(addr, &self) {
                 Ok(_) => {
                     let mut i = self.inner.lock();
-                    let old = i.slots.get_mut(&addr).map(|s| core::mem::replace(s, Slot::Done));
+                    let old = i
+                        .slots
+                        .get_mut(&addr)
+                        .map(|s| core::mem::replace(s, Slot::Done));
                     drop(i);
                     drop(old);
                 }
@@ -310,11 +339,15 @@ impl Pager {
         }
         *self.memory.lock() = None;
         let v = Verdict::new(self.token, self.pid);
-        let _ = crate::node::say(self.source, Class::Control, Kind::PagesTaken, wire::bytes(&v));
+        let _ = crate::node::say(
+            self.source,
+            Class::Control,
+            Kind::PagesTaken,
+            wire::bytes(&v),
+        );
         crate::process::filled(self.pid, self);
         self.wait.wake();
     }
-
 }
 
 /// A range of a source's memory.
@@ -352,7 +385,13 @@ struct SourceState {
 
 impl Source {
     /// Serves `ranges` of `memory` to `target` from now on.
-    pub fn new(token: u64, pid: u32, target: NodeId, memory: Memory, ranges: KVVec<Range>) -> Result<Arc<Self>> {
+    pub fn new(
+        token: u64,
+        pid: u32,
+        target: NodeId,
+        memory: Memory,
+        ranges: KVVec<Range>,
+    ) -> Result<Arc<Self>> {
         let s = Arc::pin_init(
             pin_init!(Self {
                 token,
@@ -421,7 +460,11 @@ impl Source {
         if n == 0 {
             return Ok(None);
         }
-        let p = Pages { token: U64::new(self.token), count: U32::new(n), asked: U32::new(asked.into()) };
+        let p = Pages {
+            token: U64::new(self.token),
+            count: U32::new(n),
+            asked: U32::new(asked.into()),
+        };
         let mut v = KVVec::with_capacity(16 + heads.len() + data.len(), GFP_KERNEL)?;
         v.extend_from_slice(wire::bytes(&p), GFP_KERNEL)?;
         v.extend_from_slice(&heads, GFP_KERNEL)?;
@@ -436,7 +479,11 @@ impl Source {
             link::send(self.target, Class::Memory, Kind::Pages, v, Urgency::Now)?;
         } else {
             // Outside of all ranges: it reads as the mapping itself says.
-            let p = Pages { token: U64::new(self.token), count: U32::new(1), asked: U32::new(1) };
+            let p = Pages {
+                token: U64::new(self.token),
+                count: U32::new(1),
+                asked: U32::new(1),
+            };
             let mut v = KVVec::new();
             v.extend_from_slice(wire::bytes(&p), GFP_KERNEL)?;
             v.extend_from_slice(&addr.to_le_bytes(), GFP_KERNEL)?;

@@ -7,7 +7,9 @@ use crate::wire::task::MAX_PAGES;
 
 /// Most pages fetched by one fault.
 pub fn prefetch() -> u32 {
-    module_parameters::prefetch.value().clamp(1, MAX_PAGES as u32)
+    module_parameters::prefetch
+        .value()
+        .clamp(1, MAX_PAGES as u32)
 }
 
 /// Whether a source sends pages before they are asked for.

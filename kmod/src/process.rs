@@ -9,9 +9,9 @@
 use crate::id::NodeId;
 use crate::pager::{Pager, Source};
 use crate::puppet::{act_of, puppets, Call, Next, Puppet};
+use crate::stat::{self, Counter};
 use crate::sys::mm;
 use crate::sys::task::{self, SigInfo, TaskRef};
-use crate::stat::{self, Counter};
 use crate::table;
 use crate::uapi;
 use crate::wire::task::{Ended, Signal, Stopped, Verdict};
@@ -175,7 +175,11 @@ impl Process {
         processes::remove_exact(u64::from(self.pid), self);
         let (threads, pager, source) = {
             let mut s = self.state.lock();
-            (core::mem::take(&mut s.threads), s.pager.take(), s.source.take())
+            (
+                core::mem::take(&mut s.threads),
+                s.pager.take(),
+                s.source.take(),
+            )
         };
         for t in &threads {
             t.set_process(None);
@@ -190,7 +194,13 @@ impl Process {
 
     fn send(&self, to: NodeId, kind: Kind, payload: &[u8]) {
         if let Err(e) = crate::node::say(to, Class::Control, kind, payload) {
-            pr_debug!("process {}: {:?} to n{} not sent: {:?}\n", self.pid, kind, to.get(), e);
+            pr_debug!(
+                "process {}: {:?} to n{} not sent: {:?}\n",
+                self.pid,
+                kind,
+                to.get(),
+                e
+            );
         }
     }
 
@@ -201,12 +211,21 @@ impl Process {
         };
         // Raised by the puppet's own doing, not sent by anybody: the process has no part in it.
         if matches!(i.signo, 4 | 5 | 7 | 8 | 11) && i.code > 0 {
-            pr_err!("process {}: its deputy ran into signal {} ({})\n", self.pid, i.signo, i.code);
+            pr_err!(
+                "process {}: its deputy ran into signal {} ({})\n",
+                self.pid,
+                i.signo,
+                i.code
+            );
             return;
         }
         let s = Signal {
             pid: U32::new(self.pid),
-            tid: U32::new(if i.thread_directed != 0 { puppet.tid } else { 0 }),
+            tid: U32::new(if i.thread_directed != 0 {
+                puppet.tid
+            } else {
+                0
+            }),
             signo: I32::new(i.signo),
             code: I32::new(i.code),
             err: I32::new(i.err),
@@ -222,7 +241,13 @@ impl Process {
     /// caught. If it is a stop, the process stops too.
     pub fn stop_noticed(&self, puppet: &Puppet) {
         if task::pending(SIGSTOP) {
-            self.signalled(puppet, &SigInfo { signo: SIGSTOP, ..SigInfo::default() });
+            self.signalled(
+                puppet,
+                &SigInfo {
+                    signo: SIGSTOP,
+                    ..SigInfo::default()
+                },
+            );
         }
     }
 
@@ -240,25 +265,30 @@ impl Process {
         let signal = status & 0x7f;
         let mut calls = KVec::new();
         if signal == 0 {
-            calls.push(Call::new(NR_EXIT_GROUP, &[((status >> 8) & 0xff) as u64]), GFP_KERNEL)?;
+            calls.push(
+                Call::new(NR_EXIT_GROUP, &[((status >> 8) & 0xff) as u64]),
+                GFP_KERNEL,
+            )?;
             leader.post_calls(calls, 0)?;
             return Ok(());
         }
         if signal == SIGKILL {
             if let Some(t) = TaskRef::find(self.pid) {
-                t.signal_thread(&SigInfo { signo: SIGKILL, ..SigInfo::default() })?;
+                t.signal_thread(&SigInfo {
+                    signo: SIGKILL,
+                    ..SigInfo::default()
+                })?;
             }
             return Ok(());
         }
         // Die of the signal itself, without a core: the memory here is not the process's.
-        leader.post(act_of(
-            move |_: &Arc<Puppet>| {
-                task::set_actions(&[task::Action::default(); 64]);
-                let mut limits = task::process_state().rlim;
-                limits[4] = [0, 0];
-                task::set_rlimits(&limits);
-                Ok(Next::Stay)
-            })?)?;
+        leader.post(act_of(move |_: &Arc<Puppet>| {
+            task::set_actions(&[task::Action::default(); 64]);
+            let mut limits = task::process_state().rlim;
+            limits[4] = [0, 0];
+            task::set_rlimits(&limits);
+            Ok(Next::Stay)
+        })?)?;
         let me = u64::from(self.pid);
         calls.push(Call::new(NR_TGKILL, &[me, me, signal as u64]), GFP_KERNEL)?;
         leader.post_calls(calls, 1u64.wrapping_shl(signal as u32 - 1))?;
@@ -274,23 +304,21 @@ impl Process {
             return Ok(());
         };
         let n = signo as usize - 1;
-        leader.post(act_of(
-            move |_: &Arc<Puppet>| {
-                let mut a = task::actions();
-                a[n] = task::Action::default();
-                task::set_actions(&a);
-                Ok(Next::Stay)
-            })?)?;
+        leader.post(act_of(move |_: &Arc<Puppet>| {
+            let mut a = task::actions();
+            a[n] = task::Action::default();
+            task::set_actions(&a);
+            Ok(Next::Stay)
+        })?)?;
         let me = u64::from(self.pid);
         let mut calls = KVec::new();
         calls.push(Call::new(NR_TGKILL, &[me, me, signo as u64]), GFP_KERNEL)?;
         leader.post_calls(calls, 1u64.wrapping_shl(signo as u32 - 1))?;
-        leader.post(act_of(
-            move |p: &Arc<Puppet>| {
-                let own = task::actions();
-                task::set_actions(&p.catching(&own));
-                Ok(Next::Stay)
-            })?)?;
+        leader.post(act_of(move |p: &Arc<Puppet>| {
+            let own = task::actions();
+            task::set_actions(&p.catching(&own));
+            Ok(Next::Stay)
+        })?)?;
         Ok(())
     }
 
@@ -316,7 +344,10 @@ impl Process {
             // Its process group here means nothing: stop it for sure, home stops by the right one.
             i.signo = SIGSTOP;
             let _ = leader.signal(&i);
-            let st = Stopped { pid: s.pid, signo: U32::new(signo as u32) };
+            let st = Stopped {
+                pid: s.pid,
+                signo: U32::new(signo as u32),
+            };
             self.send(peer, Kind::Stopped, wire::bytes(&st));
             return Ok(());
         }
@@ -337,7 +368,10 @@ impl Process {
     fn exited(self: &Arc<Self>, status: i32) {
         match self.place() {
             Place::Guest => {
-                let e = Ended { pid: U32::new(self.pid), status: U32::new(status as u32) };
+                let e = Ended {
+                    pid: U32::new(self.pid),
+                    status: U32::new(status as u32),
+                };
                 self.send(self.home, Kind::Ended, wire::bytes(&e));
                 stat::add(Counter::Guests, -1);
             }
@@ -363,12 +397,11 @@ impl Process {
         match self.place() {
             Place::Away(_) => {
                 let bytes = self.area_bytes();
-                leader.post(act_of(
-            move |p: &Arc<Puppet>| {
-                        let base = p.base();
-                        mm::unmap_all(base, base + bytes)?;
-                        Ok(Next::Breathe)
-                    })?)?;
+                leader.post(act_of(move |p: &Arc<Puppet>| {
+                    let base = p.base();
+                    mm::unmap_all(base, base + bytes)?;
+                    Ok(Next::Breathe)
+                })?)?;
             }
             Place::Remnant(_) => {
                 let mut calls = KVec::new();
@@ -423,7 +456,9 @@ pub fn filled(pid: u32, pager: &Arc<Pager>) {
 /// Pages of this process's memory here are gone (the out-of-memory killer took them): it cannot
 /// live on anywhere.
 pub fn memory_lost(pid: u32) {
-    let Some(p) = processes::get(u64::from(pid)) else { return };
+    let Some(p) = processes::get(u64::from(pid)) else {
+        return;
+    };
     pr_err!("process {pid}: its memory was lost to the out-of-memory killer\n");
     if let Place::Away(host) | Place::Remnant(host) = p.place() {
         p.send(host, Kind::Kill, wire::bytes(&Verdict::new(0, pid)));
@@ -433,7 +468,10 @@ pub fn memory_lost(pid: u32) {
 /// Ends a process here.
 pub fn kill(pid: u32) {
     if let Some(t) = TaskRef::find(pid) {
-        let _ = t.signal_thread(&SigInfo { signo: SIGKILL, ..SigInfo::default() });
+        let _ = t.signal_thread(&SigInfo {
+            signo: SIGKILL,
+            ..SigInfo::default()
+        });
     }
 }
 
@@ -466,7 +504,9 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Stopped => {
             let (s, _) = wire::split::<Stopped>(payload).map_err(|_| EINVAL)?;
             match processes::get(u64::from(s.pid.get())) {
-                Some(p) if matches!(p.place(), Place::Away(_)) => p.stop_deputies(s.signo.get() as i32),
+                Some(p) if matches!(p.place(), Place::Away(_)) => {
+                    p.stop_deputies(s.signo.get() as i32)
+                }
                 _ => Ok(()),
             }
         }
@@ -540,7 +580,11 @@ pub fn list(after: u32) -> Result<KVec<uapi::ProcRecord>> {
         };
         let t = TaskRef::find(p.pid);
         let facts = t.as_ref().map(|t| t.facts()).unwrap_or_default();
-        let comm = if node == here && facts.threads > 0 { facts.comm } else { p.comm };
+        let comm = if node == here && facts.threads > 0 {
+            facts.comm
+        } else {
+            p.comm
+        };
         v.push(
             uapi::ProcRecord {
                 pid: U32::new(p.pid),

@@ -92,7 +92,13 @@ impl Call {
         for (to, from) in a.iter_mut().zip(args) {
             *to = *from;
         }
-        Self { nr, args: a, data: None, expect: Expect::Success, stack: 0 }
+        Self {
+            nr,
+            args: a,
+            data: None,
+            expect: Expect::Success,
+            stack: 0,
+        }
     }
 
     /// With bytes written at `at` first.
@@ -125,7 +131,11 @@ pub fn act_of(f: impl FnOnce(&Arc<Puppet>) -> Result<Next> + Send + 'static) -> 
 }
 
 enum Job {
-    Calls { calls: KVec<Call>, at: usize, mask: u64 },
+    Calls {
+        calls: KVec<Call>,
+        at: usize,
+        mask: u64,
+    },
     Act(Act),
 }
 
@@ -335,7 +345,11 @@ impl Puppet {
 
     /// Gives system calls without waiting for them. They run with signals blocked, but `mask` bits.
     pub fn post_calls(&self, calls: KVec<Call>, unmasked: u64) -> Result<Arc<Order>> {
-        self.post_job(Job::Calls { calls, at: 0, mask: !unmasked })
+        self.post_job(Job::Calls {
+            calls,
+            at: 0,
+            mask: !unmasked,
+        })
     }
 
     /// Waits for an order's outcome.
@@ -452,7 +466,11 @@ impl Puppet {
                     return true;
                 }
             }
-            if self.wake.wait(Until::Kill, u32::MAX / 2, || self.has_orders()) == Woken::Signal {
+            if self
+                .wake
+                .wait(Until::Kill, u32::MAX / 2, || self.has_orders())
+                == Woken::Signal
+            {
                 return false;
             }
         }
@@ -480,7 +498,12 @@ impl Puppet {
         task::set_mask(mask, None);
         self.inner.lock().calling = Some(o.clone());
         let a = self.addresses();
-        task::puppet_call(a.syscall, if stack == 0 { a.stack } else { stack }, nr, &args);
+        task::puppet_call(
+            a.syscall,
+            if stack == 0 { a.stack } else { stack },
+            nr,
+            &args,
+        );
         true
     }
 
@@ -503,7 +526,13 @@ impl Puppet {
             Expect::Exactly(_) => Err(EPROTO),
         };
         if r.is_err() {
-            pr_debug!("puppet {}: call {} ({}) returned {}\n", self.tid, *at, c.nr, ax as i64);
+            pr_debug!(
+                "puppet {}: call {} ({}) returned {}\n",
+                self.tid,
+                *at,
+                c.nr,
+                ax as i64
+            );
         }
         *at += 1;
         let more = r.is_ok() && *at < calls.len();
@@ -577,7 +606,10 @@ impl Puppet {
                 (i.open, i.process.clone())
             };
             task::set_mask(if open { 0 } else { !0 }, None);
-            match self.wake.wait(Until::Signal, u32::MAX / 2, || self.has_orders()) {
+            match self
+                .wake
+                .wait(Until::Signal, u32::MAX / 2, || self.has_orders())
+            {
                 Woken::Ready | Woken::Timeout => {}
                 Woken::Signal => {
                     if let Some(p) = process {

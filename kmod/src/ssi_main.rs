@@ -77,6 +77,12 @@ impl kernel::Module for Ssi {
         let _exits = sys::task::ExitWatch::new()?;
         let _files = files::Service::new()?;
         let _service = ctl::Service::start(module)?;
-        Ok(Ssi { _service, _exits, _files, _pool, _memory })
+        Ok(Ssi {
+            _service,
+            _exits,
+            _files,
+            _pool,
+            _memory,
+        })
     }
 }

@@ -297,7 +297,9 @@ impl Reason {
 }
 
 /// A mapped file, named as `/proc/PID/maps` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct FileId {
     /// Major number of the file system's device.
@@ -309,7 +311,9 @@ pub struct FileId {
 }
 
 /// Where a process of the cluster is, as this node knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ProcRecord {
     /// Process id.
@@ -338,7 +342,19 @@ pub const STATE_GUEST: u16 = 2;
 pub const STATE_MOVING: u16 = 3;
 
 /// What a migration took. All times in microseconds from the start of the freeze.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
 #[repr(C)]
 pub struct Report {
     /// Until every thread stood still.
@@ -399,7 +415,10 @@ impl<'a> Writer<'a> {
         }
         let total = HEADER_BYTES + value.len();
         let padded = (total + 3) & !3;
-        let room = self.buf.get_mut(self.len..self.len + padded).ok_or(Error::Full)?;
+        let room = self
+            .buf
+            .get_mut(self.len..self.len + padded)
+            .ok_or(Error::Full)?;
         room[..2].copy_from_slice(&(total as u16).to_ne_bytes());
         room[2..4].copy_from_slice(&(attr as u16).to_ne_bytes());
         room[4..total].copy_from_slice(value);
@@ -483,7 +502,9 @@ impl<'a> Attrs<'a> {
     /// # Errors
     /// [`Error::Missing`], or [`Error::Malformed`] when it has another length.
     pub fn u32(&self, attr: Attr) -> Result<u32, Error> {
-        Ok(u32::from_ne_bytes(self.bytes(attr)?.try_into().map_err(|_| Error::Malformed)?))
+        Ok(u32::from_ne_bytes(
+            self.bytes(attr)?.try_into().map_err(|_| Error::Malformed)?,
+        ))
     }
 
     /// The `u64` value of `attr`.
@@ -491,7 +512,9 @@ impl<'a> Attrs<'a> {
     /// # Errors
     /// [`Error::Missing`], or [`Error::Malformed`] when it has another length.
     pub fn u64(&self, attr: Attr) -> Result<u64, Error> {
-        Ok(u64::from_ne_bytes(self.bytes(attr)?.try_into().map_err(|_| Error::Malformed)?))
+        Ok(u64::from_ne_bytes(
+            self.bytes(attr)?.try_into().map_err(|_| Error::Malformed)?,
+        ))
     }
 
     /// The node id in `attr`.
@@ -499,7 +522,10 @@ impl<'a> Attrs<'a> {
     /// # Errors
     /// As [`Attrs::u32`]; [`Error::Malformed`] also for a number that is no node id.
     pub fn node(&self, attr: Attr) -> Result<NodeId, Error> {
-        u16::try_from(self.u32(attr)?).ok().and_then(NodeId::new).ok_or(Error::Malformed)
+        u16::try_from(self.u32(attr)?)
+            .ok()
+            .and_then(NodeId::new)
+            .ok_or(Error::Malformed)
     }
 }
 

@@ -36,7 +36,7 @@ pub const N3: Node = Node(3);
 /// How long an ordinary command in a VM may take. A VM is slow, not lazy.
 pub const COMMAND: Duration = Duration::from_secs(60);
 /// Making everything, the first time, then booting.
-const UP: Duration = Duration::from_secs(1500);
+const UP: Duration = Duration::from_secs(600);
 /// Where test programs are put in the VMs.
 pub const PROGRAMS: &str = "/tests";
 /// What ssictl exits with when it refuses.

@@ -58,7 +58,12 @@ pub fn tests() -> Vec<Test> {
     tests.push(Test::new("refuse-no-process", |cluster| {
         no_process(cluster)
     }));
-    tests.push(Test::new("timer-posix", posix_timer));
+    tests.push(Test::new("timer-posix", |cluster| {
+        timer(cluster, "timers posix 50")
+    }));
+    tests.push(Test::new("timer-cpu", |cluster| {
+        timer(cluster, "timers cpu 50")
+    }));
     tests.push(Test::new("refuse-already-there", already_there));
     tests
 }
@@ -88,8 +93,8 @@ fn refuse(cluster: &Cluster, kind: &str, reason: &str) -> Result<()> {
 }
 
 /// A timer of a kind that need not move: then it is refused, and ticks on at home; or it moves, and ticks there.
-fn posix_timer(cluster: &Cluster) -> Result<()> {
-    let mut proc = Proc::start(cluster, &Start::guest("timers posix 50"))?;
+fn timer(cluster: &Cluster, line: &str) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest(line))?;
     proc.ready()?;
     let answer = try_migrate(cluster, N1, proc.pid(), N2)?;
     if answer.status == 0 {

@@ -15,7 +15,7 @@ use crate::proc::{End, Io, PASSED, Proc, Start};
 use crate::suite::Test;
 
 /// Programs that only compute until told: their names as tests, and their command lines.
-const COMPUTING: [(&str, &str); 27] = [
+const COMPUTING: [(&str, &str); 26] = [
     ("regs", "regs"),
     ("memory-hold", "memory hold 16"),
     ("memory-grow", "memory grow"),
@@ -30,7 +30,6 @@ const COMPUTING: [(&str, &str); 27] = [
     ("clock", "clock"),
     ("identity", "identity"),
     ("timer-itimer", "timers itimer 50"),
-    ("timer-cpu", "timers cpu 50"),
     ("signals-state", "signals state"),
     ("files-numbers", "files numbers"),
     ("files-devices", "files devices"),

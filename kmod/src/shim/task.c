@@ -165,6 +165,20 @@ int ssi_pass_signals(void)
 	return r;
 }
 
+/* As ipc/sem.c has it. Threads share one from their birth on, mostly empty. */
+struct sem_undo_list {
+	refcount_t refcnt;
+	spinlock_t lock;
+	struct list_head list_proc;
+};
+
+static int has_semaphore_undo(struct task_struct *t)
+{
+	const struct sem_undo_list *l = READ_ONCE(t->sysvsem.undo_list);
+
+	return l && !list_empty(&l->list_proc);
+}
+
 void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 {
 	struct task_struct *p;
@@ -180,7 +194,7 @@ void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 	f->ptraced = !!t->ptrace;
 	f->io_uring = !!t->io_uring;
 	f->vfork_child = !!t->vfork_done;
-	f->sem_undo = !!t->sysvsem.undo_list;
+	f->sem_undo = has_semaphore_undo(t);
 	f->shm_attached = !list_empty(&t->sysvshm.shm_clist);
 	f->frozen = t->frozen;
 	f->compat = !!test_tsk_thread_flag(t, TIF_ADDR32);

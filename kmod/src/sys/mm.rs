@@ -39,15 +39,24 @@ type RawMm = bindings::mm_struct;
 type RawFile = bindings::file;
 type RawPage = bindings::page;
 
-#[allow(improper_ctypes, reason = "only pointers to them cross, and their layout is bindgen's")]
+#[allow(
+    improper_ctypes,
+    reason = "only pointers to them cross, and their layout is bindgen's"
+)]
 unsafe extern "C" {
     fn ssi_mm_init() -> c_int;
     fn ssi_mm_exit();
     fn ssi_area_map(at: u64, slots_bytes: u64) -> c_long;
     fn ssi_unmap(start: u64, len: u64) -> c_long;
     fn ssi_vmas(mm: *mut RawMm, v: *mut Vma, max: c_int, paths: *mut u8, paths_len: u32) -> c_int;
-    fn ssi_exe_path(mm: *mut RawMm, buf: *mut u8, len: c_int, major: *mut u32, minor: *mut u32, ino: *mut u64)
-        -> c_int;
+    fn ssi_exe_path(
+        mm: *mut RawMm,
+        buf: *mut u8,
+        len: c_int,
+        major: *mut u32,
+        minor: *mut u32,
+        ino: *mut u64,
+    ) -> c_int;
     fn ssi_page_read(mm: *mut RawMm, addr: u64, to: *mut c_void, file_is_known: c_int) -> c_int;
     fn ssi_page_is_zero(p: *const c_void) -> c_int;
     fn ssi_mm_unstable(mm: *mut RawMm) -> c_int;
@@ -115,7 +124,9 @@ impl Memory {
     /// The caller's.
     pub fn current() -> Result<Self> {
         // SAFETY: The caller is a user task.
-        NonNull::new(unsafe { ssi_mm_current_get() }).map(Self).ok_or(EINVAL)
+        NonNull::new(unsafe { ssi_mm_current_get() })
+            .map(Self)
+            .ok_or(EINVAL)
     }
 
     /// That of another task, if it still has one.
@@ -133,7 +144,13 @@ impl Memory {
             let mut paths = KVVec::from_elem(0u8, bytes, GFP_KERNEL)?;
             // SAFETY: The buffers have the sizes given.
             let n = unsafe {
-                ssi_vmas(self.0.as_ptr(), v.as_mut_ptr(), max as c_int, paths.as_mut_ptr(), bytes as u32)
+                ssi_vmas(
+                    self.0.as_ptr(),
+                    v.as_mut_ptr(),
+                    max as c_int,
+                    paths.as_mut_ptr(),
+                    bytes as u32,
+                )
             };
             if n < 0 {
                 return Err(Error::from_errno(n));
@@ -152,7 +169,14 @@ impl Memory {
         let mut id = (0, 0, 0);
         // SAFETY: The buffer has PAGE bytes.
         let n = unsafe {
-            ssi_exe_path(self.0.as_ptr(), buf.as_mut_ptr(), PAGE as c_int, &mut id.0, &mut id.1, &mut id.2)
+            ssi_exe_path(
+                self.0.as_ptr(),
+                buf.as_mut_ptr(),
+                PAGE as c_int,
+                &mut id.0,
+                &mut id.1,
+                &mut id.2,
+            )
         };
         if n < 0 {
             return Err(Error::from_errno(n));
@@ -167,7 +191,14 @@ impl Memory {
     /// `EAGAIN`: try again. `EFAULT`: this memory lost pages and cannot be trusted any more.
     pub fn read(&self, addr: u64, to: &mut [u8; PAGE], file_is_known: bool) -> Result<Content> {
         // SAFETY: `to` has a page.
-        let n = unsafe { ssi_page_read(self.0.as_ptr(), addr, to.as_mut_ptr().cast(), file_is_known.into()) };
+        let n = unsafe {
+            ssi_page_read(
+                self.0.as_ptr(),
+                addr,
+                to.as_mut_ptr().cast(),
+                file_is_known.into(),
+            )
+        };
         // SAFETY: The memory is held.
         if unsafe { ssi_mm_unstable(self.0.as_ptr()) } != 0 {
             return Err(EFAULT);
@@ -278,7 +309,6 @@ impl FileRef {
         }
         Self::from_raw(f).ok_or(ENOENT)
     }
-
 }
 
 /// How a range is mapped.
@@ -338,7 +368,9 @@ impl Page {
     /// A copy of `data`.
     pub fn new(data: &[u8; PAGE]) -> Result<Self> {
         // SAFETY: A page of data.
-        NonNull::new(unsafe { ssi_page_new(data.as_ptr().cast()) }).map(Self).ok_or(ENOMEM)
+        NonNull::new(unsafe { ssi_page_new(data.as_ptr().cast()) })
+            .map(Self)
+            .ok_or(ENOMEM)
     }
 }
 
@@ -419,7 +451,10 @@ extern "C" fn ssi_rs_pager_forget(pager: *mut c_void, start: u64, end: u64) {
     borrow(pager).forget(start, end);
 }
 
-#[allow(improper_ctypes, reason = "only pointers to them cross, and their layout is bindgen's")]
+#[allow(
+    improper_ctypes,
+    reason = "only pointers to them cross, and their layout is bindgen's"
+)]
 unsafe extern "C" {
     fn ssi_hugetlb_flag(flags: u64) -> c_int;
 }

@@ -61,7 +61,10 @@ const _: () = assert!(size_of::<SigInfo>() == 32);
 
 type RawTask = bindings::task_struct;
 
-#[allow(improper_ctypes, reason = "only pointers to them cross, and their layout is bindgen's")]
+#[allow(
+    improper_ctypes,
+    reason = "only pointers to them cross, and their layout is bindgen's"
+)]
 unsafe extern "C" {
     fn ssi_task_find(tid: u32) -> *mut RawTask;
     fn ssi_task_put(t: *mut RawTask);
@@ -184,7 +187,8 @@ impl TaskRef {
         loop {
             let mut v = KVec::from_elem(0u32, max, GFP_KERNEL)?;
             // SAFETY: `v` has room for `max` numbers.
-            let n = unsafe { ssi_task_threads(self.as_ptr(), v.as_mut_ptr(), max as c_int) } as usize;
+            let n =
+                unsafe { ssi_task_threads(self.as_ptr(), v.as_mut_ptr(), max as c_int) } as usize;
             if n <= max {
                 v.truncate(n);
                 return Ok(v);
@@ -245,7 +249,9 @@ impl TaskRef {
     /// Sends one signal to the process of this task.
     pub fn signal(&self, i: &SigInfo) -> Result {
         // SAFETY: The task is referenced; the answer is a reference of ours.
-        let t = NonNull::new(unsafe { ssi_signal_target(self.as_ptr(), i.signo) }).map(TaskRef).ok_or(ESRCH)?;
+        let t = NonNull::new(unsafe { ssi_signal_target(self.as_ptr(), i.signo) })
+            .map(TaskRef)
+            .ok_or(ESRCH)?;
         t.signal_thread(i)
     }
 
@@ -375,7 +381,10 @@ pub fn xstate() -> Result<KVec<u8>> {
     }
     let mut v = KVec::new();
     // SAFETY: `p` has `n` bytes.
-    let r = v.extend_from_slice(unsafe { core::slice::from_raw_parts(p.cast::<u8>(), n as usize) }, GFP_KERNEL);
+    let r = v.extend_from_slice(
+        unsafe { core::slice::from_raw_parts(p.cast::<u8>(), n as usize) },
+        GFP_KERNEL,
+    );
     // SAFETY: Allocated for us.
     unsafe { ssi_kfree(p) };
     r?;
@@ -512,7 +521,10 @@ extern "C" fn ssi_rs_exiting(t: *mut RawTask, tid: u32, tgid: u32, last: c_int) 
         },
         GFP_ATOMIC,
     );
-    if job.and_then(|j| task.work_atomic(When::Whenever, j)).is_err() {
+    if job
+        .and_then(|j| task.work_atomic(When::Whenever, j))
+        .is_err()
+    {
         pr_err!("task {tid}: its end could not be noted\n");
     }
 }

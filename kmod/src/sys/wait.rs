@@ -62,7 +62,9 @@ impl WaitQueue {
     pub fn wait(&self, until: Until, timeout_ms: u32, mut ready: impl FnMut() -> bool) -> Woken {
         let state = match until {
             Until::Signal => bindings::TASK_INTERRUPTIBLE | bindings::TASK_FREEZABLE,
-            Until::Kill => bindings::TASK_WAKEKILL | bindings::TASK_UNINTERRUPTIBLE | bindings::TASK_FREEZABLE,
+            Until::Kill => {
+                bindings::TASK_WAKEKILL | bindings::TASK_UNINTERRUPTIBLE | bindings::TASK_FREEZABLE
+            }
         };
         // SAFETY: No preconditions.
         let mut left = unsafe { bindings::__msecs_to_jiffies(timeout_ms) } as c_long;
@@ -99,7 +101,12 @@ impl WaitQueue {
     pub fn wake(&self) {
         // SAFETY: The head is valid.
         unsafe {
-            bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, core::ptr::null_mut());
+            bindings::__wake_up(
+                self.head.get(),
+                bindings::TASK_NORMAL,
+                0,
+                core::ptr::null_mut(),
+            );
         }
     }
 }

@@ -84,7 +84,9 @@ impl Kind {
 }
 
 /// Credentials; struct ssi_creds.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Creds {
@@ -227,7 +229,9 @@ impl Thread {
 }
 
 /// One signal disposition; struct ssi_action.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Action {
@@ -271,7 +275,9 @@ impl Way {
 }
 
 /// Body of [`Kind::Mapping`] before the path.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Mapping {
     /// First address.
@@ -370,7 +376,13 @@ mod tests {
     use zerocopy::IntoBytes;
 
     fn put(v: &mut Vec<u8>, kind: Kind, body: &[u8]) {
-        v.extend_from_slice(Head { kind: kind as u32, len: body.len() as u32 }.as_bytes());
+        v.extend_from_slice(
+            Head {
+                kind: kind as u32,
+                len: body.len() as u32,
+            }
+            .as_bytes(),
+        );
         v.extend_from_slice(body);
         v.resize((v.len() + 7) & !7, 0);
     }
@@ -381,7 +393,10 @@ mod tests {
         put(&mut v, Kind::Process, Process::default().as_bytes());
         put(&mut v, Kind::Cwd, b"/tmp/x");
         put(&mut v, Kind::End, b"");
-        assert_eq!(v.len(), record_bytes(504) + record_bytes(6) + record_bytes(0));
+        assert_eq!(
+            v.len(),
+            record_bytes(504) + record_bytes(6) + record_bytes(0)
+        );
         let mut r = Records::new(&v);
         assert_eq!(r.next_record().unwrap().unwrap().0, Kind::Process);
         assert_eq!(r.next_record(), Ok(Some((Kind::Cwd, &b"/tmp/x"[..]))));
@@ -404,7 +419,12 @@ mod tests {
         let mut t = Thread::default();
         t.state.regs[reg::ORIG_AX] = u64::MAX;
         assert!(t.is_sound(size));
-        for (i, bad) in [(reg::IP, 1 << 63), (reg::FS_BASE, size), (reg::GS_BASE, 1 << 47), (reg::ORIG_AX, 1 << 40)] {
+        for (i, bad) in [
+            (reg::IP, 1 << 63),
+            (reg::FS_BASE, size),
+            (reg::GS_BASE, 1 << 47),
+            (reg::ORIG_AX, 1 << 40),
+        ] {
             let mut b = t;
             b.state.regs[i] = bad;
             assert!(!b.is_sound(size), "{i}");
@@ -417,12 +437,24 @@ mod tests {
     #[test]
     fn mappings_that_wrap_or_leave_user_mode_are_refused() {
         let size = 0x7fff_ffff_f000;
-        let m = Mapping { start: 0x1000, end: 0x3000, ..Mapping::default() };
+        let m = Mapping {
+            start: 0x1000,
+            end: 0x3000,
+            ..Mapping::default()
+        };
         assert!(m.is_sound(size));
         assert!(!Mapping { end: 0x1000, ..m }.is_sound(size));
         assert!(!Mapping { start: 0x1001, ..m }.is_sound(size));
-        assert!(!Mapping { end: size + 0x1000, ..m }.is_sound(size));
-        assert!(!Mapping { offset: u64::MAX & !0xfff, ..m }.is_sound(size));
+        assert!(!Mapping {
+            end: size + 0x1000,
+            ..m
+        }
+        .is_sound(size));
+        assert!(!Mapping {
+            offset: !0xfff,
+            ..m
+        }
+        .is_sound(size));
         assert!(!Mapping { way: 9, ..m }.is_sound(size));
     }
 }

@@ -17,7 +17,9 @@ pub const MAX_IMAGE_BYTES: u64 = 96 << 20;
 pub const CHUNK_BYTES: usize = 128 * 1024;
 
 /// Start of [`super::Kind::Image`] and [`super::Kind::ImageMore`]; image bytes follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Begin {
     /// Names the migration.
@@ -34,7 +36,9 @@ pub struct Begin {
 const _: () = assert!(size_of::<Begin>() == 24);
 
 /// A word about one migration or one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Verdict {
     /// Names the migration, 0 where there is none.
@@ -51,7 +55,12 @@ const _: () = assert!(size_of::<Verdict>() == 24);
 impl Verdict {
     /// A verdict without an error.
     pub fn new(token: u64, pid: u32) -> Self {
-        Self { token: U64::new(token), pid: U32::new(pid), errno: U32::new(0), arg: U64::new(0) }
+        Self {
+            token: U64::new(token),
+            pid: U32::new(pid),
+            errno: U32::new(0),
+            arg: U64::new(0),
+        }
     }
 
     /// With an error.
@@ -68,7 +77,9 @@ impl Verdict {
 }
 
 /// A guest has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Ended {
     /// Process id.
@@ -78,7 +89,9 @@ pub struct Ended {
 }
 
 /// A signal for a process or one of its threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Signal {
     /// Process id.
@@ -103,7 +116,9 @@ pub struct Signal {
 const _: () = assert!(size_of::<Signal>() == 40);
 
 /// A guest stopped by a signal that its home should stop by too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Stopped {
     /// Process id.
@@ -113,7 +128,9 @@ pub struct Stopped {
 }
 
 /// Send these pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct PageRequest {
     /// Names the migration whose memory it is.
@@ -129,7 +146,9 @@ const _: () = assert!(size_of::<PageRequest>() == 24);
 
 /// Start of a frame of pages: `count` [`U64`] heads follow, then the data of those that have some.
 /// A head is the page's address with a [`PageKind`] in its low bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Pages {
     /// Names the migration whose memory it is.
@@ -183,7 +202,8 @@ pub fn pages(payload: &[u8]) -> Result<(&Pages, PageIter<'_>), Error> {
     if count > MAX_PAGES {
         return Err(Error::Value);
     }
-    let (heads, data) = <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Error::Length)?;
+    let (heads, data) =
+        <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Error::Length)?;
     let mut bytes = 0;
     for h in heads {
         let (_, kind) = PageKind::split(h.get()).ok_or(Error::Value)?;
@@ -204,7 +224,11 @@ impl<'a> Iterator for PageIter<'a> {
         let (h, rest) = self.heads.split_first()?;
         self.heads = rest;
         let (addr, kind) = PageKind::split(h.get())?;
-        let n = if kind == PageKind::Data { PAGE_BYTES } else { 0 };
+        let n = if kind == PageKind::Data {
+            PAGE_BYTES
+        } else {
+            0
+        };
         let (data, rest) = self.data.split_at_checked(n)?;
         self.data = rest;
         Some((addr, kind, data))
@@ -217,7 +241,11 @@ mod tests {
     use zerocopy::IntoBytes;
 
     fn frame(heads: &[u64], data: usize) -> Vec<u8> {
-        let p = Pages { token: U64::new(9), count: U32::new(heads.len() as u32), asked: U32::new(1) };
+        let p = Pages {
+            token: U64::new(9),
+            count: U32::new(heads.len() as u32),
+            asked: U32::new(1),
+        };
         let mut v = p.as_bytes().to_vec();
         for h in heads {
             v.extend_from_slice(&h.to_le_bytes());
@@ -234,7 +262,11 @@ mod tests {
         let v: Vec<_> = it.map(|(a, k, d)| (a, k, d.len())).collect();
         assert_eq!(
             v,
-            [(0x1000, PageKind::Zero, 0), (0x2000, PageKind::Data, PAGE_BYTES), (0x3000, PageKind::File, 0)]
+            [
+                (0x1000, PageKind::Zero, 0),
+                (0x2000, PageKind::Data, PAGE_BYTES),
+                (0x3000, PageKind::File, 0)
+            ]
         );
     }
 
