@@ -52,7 +52,10 @@ host-test: ## the tests that need no VM
 	@echo "unum: host tests" >&2
 	@$(CARGO) test --quiet --workspace --locked
 
-test: all vm host-test ## all tests; the last line counts those in VMs
+test: all vm host-test ## the tests that are known to pass (tests/default); the last line counts those in VMs
+	@tests/run $$(grep -v '^[[:punct:]]' tests/default)
+
+test-all: all vm host-test ## all tests there are
 	@$(MAKE) BENCH=1 all
 	@tests/run
 
@@ -72,4 +75,4 @@ fmt: ## format everything
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user vm check host-test test bench demo fmt clean
+.PHONY: help all kmod user vm check host-test test test-all bench demo fmt clean

@@ -12,7 +12,7 @@ use crate::files;
 use crate::id::NodeId;
 use crate::pager::Pager;
 use crate::puppet::{act_of, puppets, Call, Expect, Next, Puppet, SLOT_BYTES};
-use crate::sys::mm::{self, FileRef, How, Memory, Page, PAGE};
+use crate::sys::mm::{self, FileRef, How, Memory, PAGE};
 use crate::sys::task::{self, Action};
 use crate::wire::image::{self, fixed, reg, Kind, Mapping, Process, Records, Thread, Way};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -452,8 +452,7 @@ fn build(p: &Parsed<'_>, pager: &Option<Arc<Pager>>) -> Result {
             Some(Way::Eager) if m.prot & 2 != 0 => task::user_write(*a, data)?,
             Some(Way::Eager) => mm::write_forced(*a, data)?,
             Some(Way::Paged | Way::FilePaged) => {
-                let page = Page::new((*data).try_into().map_err(bad)?)?;
-                pager.as_ref().ok_or(EBADMSG)?.preload(*a, page)?;
+                pager.as_ref().ok_or(EBADMSG)?.preload(*a, data)?;
             }
             _ => return Err(EBADMSG),
         }

@@ -5,7 +5,7 @@
 //! Pipes, terminals and regular files stay open where they are, their *home*, under a number that
 //! the node which gets the process may use; there a file of ours takes their place, and its
 //! operations travel ([`guest`]) and are carried out at home ([`home`], by deputies, see [`seat`],
-//! or threads, see [`pool`]). So positions stay shared with whoever shared them, and end of file,
+//! or threads, see [`pool`] and [`op`]). So positions stay shared with whoever shared them, and end of file,
 //! job control and blocking are the home's own. Directories and devices that every node has are
 //! opened again by path.
 //!
@@ -15,6 +15,7 @@
 
 pub mod guest;
 pub mod home;
+pub mod op;
 pub mod pool;
 pub mod seat;
 
@@ -98,6 +99,7 @@ impl Service {
     pub fn new() -> Result<Self> {
         guest::init();
         home::init();
+        op::init();
         seat::init();
         pool::open()?;
         Ok(Self(()))

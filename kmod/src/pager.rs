@@ -17,7 +17,7 @@
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
 use crate::stat::{self, Counter};
-use crate::sys::mm::{Content, Memory, Page, PAGE};
+use crate::sys::mm::{Content, Memory, PAGE};
 use crate::sys::task;
 use crate::sys::wait::{Until, WaitQueue, Woken};
 use crate::sys::work;
@@ -42,8 +42,8 @@ table! {
 pub enum Found {
     /// Zeros.
     Zero,
-    /// This.
-    Page(Page),
+    /// Data, which was copied out.
+    Data,
     /// What the mapped file holds.
     File,
     /// Not here yet.
@@ -56,7 +56,7 @@ enum Slot {
     Asked,
     Zero,
     File,
-    Page(Page),
+    Data(KBox<[u8; PAGE]>),
     Done,
 }
 
@@ -72,6 +72,13 @@ struct Inner {
     /// Where the next fault of a run would be, and how far to look ahead.
     expected: u64,
     window: u32,
+}
+
+/// A page of data of its own.
+fn boxed(data: &[u8]) -> Result<KBox<[u8; PAGE]>> {
+    let mut b = KBox::<[u8; PAGE]>::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+    b.get_mut(..).filter(|b| b.len() == data.len()).ok_or(EINVAL)?.copy_from_slice(data);
+    Ok(b)
 }
 
 /// The receiving end of a process's memory.
@@ -122,12 +129,16 @@ impl Pager {
         *self.memory.lock() = Some(m);
     }
 
-    /// What is known of the page at `addr`. For faults: takes a spin lock only.
-    pub fn lookup(&self, addr: u64) -> Found {
+    /// What is known of the page at `addr`; data is copied to `to`. For faults: takes a spin lock
+    /// only.
+    pub fn lookup(&self, addr: u64, to: &mut [u8; PAGE]) -> Found {
         let mut i = self.inner.lock();
         let complete = i.complete;
         match i.slots.get(&addr) {
-            Some(Slot::Page(p)) => Found::Page(p.clone()),
+            Some(Slot::Data(p)) => {
+                to.copy_from_slice(&p[..]);
+                Found::Data
+            }
             Some(Slot::Zero) => {
                 // The fault maps a page of ours: have it replaced by one of the process's own.
                 let _ = i.install.push(addr, GFP_ATOMIC);
@@ -224,7 +235,7 @@ impl Pager {
             let slot = match kind {
                 PageKind::Zero => Slot::Zero,
                 PageKind::File => Slot::File,
-                PageKind::Data => Slot::Page(Page::new(data.try_into().map_err(|_| EINVAL)?)?),
+                PageKind::Data => Slot::Data(boxed(data)?),
             };
             let node = RBTreeNode::new(addr, slot, GFP_KERNEL)?;
             let has_data = kind == PageKind::Data;
@@ -564,8 +575,8 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
 
 impl Pager {
     /// A page that came with the image.
-    pub fn preload(&self, addr: u64, page: Page) -> Result {
-        let node = RBTreeNode::new(addr, Slot::Page(page), GFP_KERNEL)?;
+    pub fn preload(&self, addr: u64, data: &[u8]) -> Result {
+        let node = RBTreeNode::new(addr, Slot::Data(boxed(data)?), GFP_KERNEL)?;
         let mut i = self.inner.lock();
         i.install.push(addr, GFP_ATOMIC)?;
         let old = i.slots.insert(node);

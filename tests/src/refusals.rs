@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::{Cluster, N1, N2, N3, Node};
-use crate::moves::hop;
+use crate::moves::{comm, hop};
 use crate::place::{Doing, prove_runs};
 use crate::proc::{End, PASSED, Proc, Start};
 use crate::ssictl::{must_refuse, try_migrate};
@@ -92,16 +92,18 @@ fn refuse(cluster: &Cluster, kind: &str, reason: &str) -> Result<()> {
     proc.must_pass().context("after the refusal")
 }
 
-/// A timer of a kind that need not move: then it is refused, and ticks on at home; or it moves, and ticks there.
-fn timer(cluster: &Cluster, line: &str) -> Result<()> {
-    let mut proc = Proc::start(cluster, &Start::guest(line))?;
+/// Something that need not move: then it is refused for that reason, and goes on at home; or it moves, and goes on
+/// there.
+fn moves_or_not(cluster: &Cluster, line: &str, reason: &str) -> Result<()> {
+    let start = Start::guest(line);
+    let mut proc = Proc::start(cluster, &start)?;
     proc.ready()?;
     let answer = try_migrate(cluster, N1, proc.pid(), N2)?;
     if answer.status == 0 {
-        prove_runs(cluster, proc.pid(), "timers", N1, N2, Doing::Computing)?;
+        prove_runs(cluster, proc.pid(), comm(&start), N1, N2, Doing::Computing)?;
     } else {
-        must_refuse(&answer, "timer")?;
-        prove_runs(cluster, proc.pid(), "timers", N1, N1, Doing::Computing)?;
+        must_refuse(&answer, reason)?;
+        prove_runs(cluster, proc.pid(), comm(&start), N1, N1, Doing::Computing)?;
     }
     proc.must_pass()
 }

@@ -15,7 +15,7 @@ use crate::proc::{End, Io, PASSED, Proc, Start};
 use crate::suite::Test;
 
 /// Programs that only compute until told: their names as tests, and their command lines.
-const COMPUTING: [(&str, &str); 26] = [
+const COMPUTING: [(&str, &str); 25] = [
     ("regs", "regs"),
     ("memory-hold", "memory hold 16"),
     ("memory-grow", "memory grow"),
@@ -40,7 +40,6 @@ const COMPUTING: [(&str, &str); 26] = [
     ("files-deleted", "files deleted /tmp/deleted"),
     ("threads-pass", "threads pass"),
     ("threads-mixed", "threads mixed"),
-    ("threads-leader", "threads leader"),
     ("threads-churn", "threads churn"),
 ];
 

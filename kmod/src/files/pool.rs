@@ -6,7 +6,7 @@
 //!
 //! Lock order: `members` is taken with nothing else held; `inner` for moments only.
 
-use super::home::Op;
+use super::op::Op;
 use crate::id::NodeId;
 use crate::sys::file::{settle, Interruptible};
 use crate::sys::slot::Slot;

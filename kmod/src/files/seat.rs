@@ -7,7 +7,7 @@
 //!
 //! Lock order: a seat's `inner` is taken with nothing else held, and for moments only.
 
-use super::home::{Op, Ran};
+use super::op::{Op, Ran};
 use super::pool::{self, Job};
 use crate::puppet::{Act, Next, Puppet};
 use crate::sys::task::{self, TaskRef, When};

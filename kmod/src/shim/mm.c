@@ -26,7 +26,7 @@ static_assert(sizeof(struct ssi_vma) == 80);
 /* Implemented in sys/mm.rs. */
 int ssi_rs_park(void);
 long ssi_rs_become(u64 token);
-int ssi_rs_pager_lookup(void *pager, u64 addr, struct page **page);
+int ssi_rs_pager_lookup(void *pager, u64 addr, void *to);
 int ssi_rs_pager_fetch(void *pager, u64 addr, int interruptible);
 void ssi_rs_pager_get(void *pager);
 void ssi_rs_pager_put(void *pager);
@@ -461,45 +461,28 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 {
 	struct hook *h = vmf->vma->vm_private_data;
 	u64 addr = vmf->address & PAGE_MASK;
-	struct page *page = NULL, *kept = NULL;
+	struct page *page = alloc_page(GFP_HIGHUSER);
 	void *pager;
+	int found;
 
-	switch (ssi_rs_pager_lookup(h->pager, addr, &kept)) {
-	case 4:
-		if (h->file_ops)
-			return h->file_ops->fault(vmf);
-		fallthrough;
-	case 0:
-		page = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
-		if (!page)
-			return VM_FAULT_OOM;
-		break;
-	case 1:
-		/* The pager's own page never gets into anybody's page tables. */
-		page = alloc_page(GFP_HIGHUSER);
-		if (page)
-			memcpy(page_address(page), page_address(kept), PAGE_SIZE);
-		put_page(kept);
-		if (!page)
-			return VM_FAULT_OOM;
-		break;
-	case 2:
-		if (h->file_ops)
-			return h->file_ops->fault(vmf);
-		return VM_FAULT_SIGBUS;
-	default:
+	if (!page)
+		return VM_FAULT_OOM;
+	found = ssi_rs_pager_lookup(h->pager, addr, page_address(page));
+	if (found == 0 || (found == 4 && !h->file_ops)) {
+		clear_page(page_address(page));
+	} else if (found != 1) {
+		put_page(page);
+		if (found == 2 || found == 4)
+			return h->file_ops ? h->file_ops->fault(vmf) : VM_FAULT_SIGBUS;
 		if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
 			return VM_FAULT_SIGBUS;
 		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 			return VM_FAULT_RETRY;
 		pager = h->pager;
+		found = !!(vmf->flags & FAULT_FLAG_INTERRUPTIBLE);
 		ssi_rs_pager_get(pager);
-		{
-			int interruptible = !!(vmf->flags & FAULT_FLAG_INTERRUPTIBLE);
-
-			release_fault_lock(vmf);
-			ssi_rs_pager_fetch(pager, addr, interruptible);
-		}
+		release_fault_lock(vmf);
+		ssi_rs_pager_fetch(pager, addr, found);
 		ssi_rs_pager_put(pager);
 		return VM_FAULT_RETRY;
 	}
@@ -593,25 +576,6 @@ int ssi_install(struct mm_struct *mm, u64 addr, void *pager)
 	if (locked)
 		mmap_read_unlock(mm);
 	return r;
-}
-
-struct page *ssi_page_new(const void *data)
-{
-	struct page *page = alloc_page(GFP_HIGHUSER);
-
-	if (page)
-		memcpy(page_address(page), data, PAGE_SIZE);
-	return page;
-}
-
-void ssi_page_get(struct page *page)
-{
-	get_page(page);
-}
-
-void ssi_page_put(struct page *page)
-{
-	put_page(page);
 }
 
 /* Unmaps everything of the caller outside [keep, keep_end) but what the kernel itself mapped. */

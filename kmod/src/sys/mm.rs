@@ -37,7 +37,6 @@ const _: () = assert!(size_of::<Vma>() == 80);
 
 type RawMm = bindings::mm_struct;
 type RawFile = bindings::file;
-type RawPage = bindings::page;
 
 #[allow(
     improper_ctypes,
@@ -76,9 +75,6 @@ unsafe extern "C" {
     fn ssi_hook(start: u64, end: u64, pager: *mut c_void) -> c_int;
     fn ssi_unhook(mm: *mut RawMm, pager: *mut c_void) -> c_int;
     fn ssi_install(mm: *mut RawMm, addr: u64, pager: *mut c_void) -> c_int;
-    fn ssi_page_new(data: *const c_void) -> *mut RawPage;
-    fn ssi_page_get(p: *mut RawPage);
-    fn ssi_page_put(p: *mut RawPage);
     fn ssi_unmap_all(keep: u64, keep_end: u64) -> c_int;
     fn ssi_task_size() -> u64;
     fn ssi_mm_current_get() -> *mut RawMm;
@@ -356,39 +352,6 @@ pub fn hook(start: u64, end: u64, pager: &Arc<Pager>) -> Result {
     to_result(unsafe { ssi_hook(start, end, Arc::as_ptr(pager).cast_mut().cast()) })
 }
 
-/// A page of data that is in no memory yet.
-pub struct Page(NonNull<RawPage>);
-
-// SAFETY: Pages are reference counted.
-unsafe impl Send for Page {}
-// SAFETY: Only read once made.
-unsafe impl Sync for Page {}
-
-impl Page {
-    /// A copy of `data`.
-    pub fn new(data: &[u8; PAGE]) -> Result<Self> {
-        // SAFETY: A page of data.
-        NonNull::new(unsafe { ssi_page_new(data.as_ptr().cast()) })
-            .map(Self)
-            .ok_or(ENOMEM)
-    }
-}
-
-impl Clone for Page {
-    fn clone(&self) -> Self {
-        // SAFETY: Referenced.
-        unsafe { ssi_page_get(self.0.as_ptr()) };
-        Self(self.0)
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: The reference is ours.
-        unsafe { ssi_page_put(self.0.as_ptr()) }
-    }
-}
-
 // What the shim calls.
 
 #[no_mangle]
@@ -411,17 +374,11 @@ fn borrow<'a>(pager: *mut c_void) -> ArcBorrow<'a, Pager> {
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_pager_lookup(pager: *mut c_void, addr: u64, page: *mut *mut RawPage) -> c_int {
-    match borrow(pager).lookup(addr) {
+extern "C" fn ssi_rs_pager_lookup(pager: *mut c_void, addr: u64, to: *mut [u8; PAGE]) -> c_int {
+    // SAFETY: The shim gives a page that nobody else has yet.
+    match borrow(pager).lookup(addr, unsafe { &mut *to }) {
         Found::Zero => 0,
-        Found::Page(p) => {
-            let raw = p.0.as_ptr();
-            // The reference goes to the fault.
-            core::mem::forget(p);
-            // SAFETY: The shim's variable.
-            unsafe { *page = raw };
-            1
-        }
+        Found::Data => 1,
         Found::File => 2,
         Found::Absent => 3,
         Found::Rest => 4,
