@@ -58,12 +58,15 @@ pub fn tests() -> Vec<Test> {
     tests.push(Test::new("refuse-no-process", |cluster| {
         no_process(cluster)
     }));
-    tests.push(Test::new("timer-posix", |cluster| {
-        timer(cluster, "timers posix 50")
-    }));
-    tests.push(Test::new("timer-cpu", |cluster| {
-        timer(cluster, "timers cpu 50")
-    }));
+    for (name, line, reason) in [
+        ("timer-posix", "timers posix 50", "timer"),
+        ("timer-cpu", "timers cpu 50", "timer"),
+        ("threads-leader", "threads leader", "ending"),
+    ] {
+        tests.push(Test::new(name, move |cluster| {
+            moves_or_not(cluster, line, reason)
+        }));
+    }
     tests.push(Test::new("refuse-already-there", already_there));
     tests
 }
