@@ -77,7 +77,10 @@ struct Inner {
 /// A page of data of its own.
 fn boxed(data: &[u8]) -> Result<KBox<[u8; PAGE]>> {
     let mut b = KBox::<[u8; PAGE]>::init(pin_init::init_zeroed(), GFP_KERNEL)?;
-    b.get_mut(..).filter(|b| b.len() == data.len()).ok_or(EINVAL)?.copy_from_slice(data);
+    b.get_mut(..)
+        .filter(|b| b.len() == data.len())
+        .ok_or(EINVAL)?
+        .copy_from_slice(data);
     Ok(b)
 }
 
