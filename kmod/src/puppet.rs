@@ -335,6 +335,7 @@ impl Puppet {
         i.orders.push(o.clone(), GFP_ATOMIC)?;
         drop(i);
         self.wake.wake();
+        crate::files::seat::make_room(self.tid);
         Ok(o)
     }
 
@@ -446,7 +447,8 @@ impl Puppet {
         }
     }
 
-    fn has_orders(&self) -> bool {
+    /// Whether orders wait for it.
+    pub fn has_orders(&self) -> bool {
         !self.inner.lock().orders.is_empty()
     }
 
@@ -542,6 +544,11 @@ impl Puppet {
         }
         self.finish(o, r);
         false
+    }
+
+    /// Whether the caller, who is this puppet, is in the fault on its park page.
+    pub fn is_at_page(&self) -> bool {
+        task::puppet_regs().ip == self.park_ip()
     }
 
     /// In the fault on its park page.

@@ -25,8 +25,6 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_spinlock, Arc, SpinLock};
 use zerocopy::little_endian::{I64, U32, U64};
 
-/// How long an operation that was stopped by job control waits to be taken back.
-const LATER_MS: u32 = 100;
 const POLLERR: u32 = 0x8;
 const POLLHUP: u32 = 0x10;
 
@@ -231,8 +229,8 @@ fn look_again(id: u64) {
 pub fn carry_out(job: Job, me: &Arc<Interruptible>) {
     match job {
         Job::Op(op) => op.run_on_thread(me),
-        Job::Later(op) => {
-            work::sleep(LATER_MS);
+        Job::Later(op, ms) => {
+            work::sleep(ms);
             op.dispatch();
         }
         Job::Fail(op, e) => op.finish(Err(e), 0),

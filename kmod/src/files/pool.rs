@@ -27,8 +27,8 @@ const IDLE_MS: u32 = 10_000;
 pub enum Job {
     /// Carry it out.
     Op(Arc<Op>),
-    /// Carry it out after a moment.
-    Later(Arc<Op>),
+    /// Carry it out after so many ms.
+    Later(Arc<Op>, u32),
     /// It is over, with this error.
     Fail(Arc<Op>, Error),
     /// This file is not needed any more by that node.

@@ -3,7 +3,8 @@
 //! Operations that a deputy carries out as itself: with its rights, its limits and its terminal.
 //!
 //! A deputy does one at a time. One that waits (for input at a terminal) makes room when another
-//! comes, for another thread may borrow it: it is interrupted, and done again after the other.
+//! order comes, for another thread may borrow the deputy: it is interrupted, and done again after
+//! that. A thread that was captured a moment ago is no deputy yet: it does nothing that may wait.
 //!
 //! Lock order: a seat's `inner` is taken with nothing else held, and for moments only.
 
@@ -19,6 +20,10 @@ use kernel::sync::{new_spinlock, Arc, SpinLock};
 /// Interruptions in a row, each within a millisecond, after which a deputy takes a rest.
 const HASTY: u32 = 8;
 const REST_MS: u32 = 2;
+/// How long an operation waits for a captured thread to become a deputy, in ms.
+const SOON_MS: u32 = 5;
+/// How long an operation that was stopped by job control waits to be taken back, in ms.
+const STOPPED_MS: u32 = 100;
 
 /// The operations of one deputy.
 #[pin_data]
@@ -57,6 +62,14 @@ pub fn interrupt(tid: u32) {
     }
 }
 
+/// An order waits for a puppet: what it is waiting in is interrupted. Spins.
+pub fn make_room(tid: u32) {
+    let busy = seats::get(u64::from(tid)).is_some_and(|s| s.inner.lock().busy);
+    if busy {
+        interrupt(tid);
+    }
+}
+
 /// Has `puppet` carry out `op`.
 ///
 /// # Errors
@@ -85,7 +98,7 @@ pub fn sit(puppet: &Arc<Puppet>, op: &Arc<Op>) -> Result {
                 s
             }
         };
-        let busy = {
+        {
             let mut i = seat.inner.lock();
             if i.left {
                 drop(i);
@@ -93,14 +106,10 @@ pub fn sit(puppet: &Arc<Puppet>, op: &Arc<Op>) -> Result {
                 continue;
             }
             i.queue.push(op.clone(), GFP_ATOMIC)?;
-            i.busy
-        };
+        }
         if let Err(e) = seat.post(puppet) {
             seat.inner.lock().queue.retain(|o| !Arc::ptr_eq(o, op));
             return Err(e);
-        }
-        if busy {
-            interrupt(puppet.tid);
         }
         return Ok(());
     }
@@ -138,7 +147,7 @@ impl Seat {
 
     /// In the deputy.
     fn turn(self: &Arc<Self>, p: &Arc<Puppet>) -> Next {
-        let (op, crowded) = {
+        let op = {
             let mut i = self.inner.lock();
             let op = if i.queue.is_empty() {
                 None
@@ -146,10 +155,17 @@ impl Seat {
                 i.queue.remove(0).ok()
             };
             i.busy = op.is_some();
-            (op, !i.queue.is_empty())
+            op
         };
-        let Some(op) = op else { return Next::Stay };
-        if crowded && op.may_wait() {
+        let Some(op) = op else {
+            return Next::Stay;
+        };
+        if !p.is_at_page() {
+            self.inner.lock().busy = false;
+            pool::push(Job::Later(op, SOON_MS));
+            return Next::Stay;
+        }
+        if p.has_orders() && op.may_wait() {
             interrupt(p.tid);
         }
         let start = task::now_ns();
@@ -177,7 +193,7 @@ impl Seat {
         match ran {
             Ran::Done => Next::Stay,
             Ran::Later => {
-                pool::push(Job::Later(op));
+                pool::push(Job::Later(op, STOPPED_MS));
                 Next::Breathe
             }
             Ran::Again => {
