@@ -5,6 +5,7 @@
 garbage.py netlink SEED COUNT       to the generic netlink family
 garbage.py forbidden                the same commands without privileges: each must be refused
 garbage.py device SEED COUNT        to /dev/ssi: every call a device can get
+garbage.py stub                     offers itself as a guest that nobody will ever send: it must not wait for ever
 garbage.py port SEED COUNT HOST     to the daemon's TCP port
 garbage.py stranger HOST [CERT KEY] speaks TLS there, without or with a certificate of another cluster
 
@@ -17,10 +18,12 @@ import mmap
 import os
 import random
 import select
+import signal
 import socket
 import ssl
 import struct
 import sys
+import time
 
 PORT = 7400
 NETLINK_GENERIC = 16
@@ -147,6 +150,32 @@ def forbidden():
     sys.exit("a user may open /dev/ssi")
 
 
+def ended(child, seconds):
+    """How a child ended, or None if it runs on after this time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return None
+
+
+def stub():
+    child = os.fork()
+    if child == 0:
+        try:
+            fcntl.ioctl(os.open("/dev/ssi", os.O_RDWR), 0xB501, 0x1234567)
+        except OSError as error:
+            os._exit(error.errno)
+        os._exit(0)
+    code = ended(child, 90)
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        sys.exit("a stub for a process that nobody sends waits for more than 90 s")
+    print(f"stub: ended with {code}")
+
+
 def device(seed, count):
     rng = random.Random(seed)
     answers = {}
@@ -165,7 +194,7 @@ def device(seed, count):
         number = rng.choice((0xB501, 0xB500 | rng.randrange(256), rng.randrange(1 << 32)))
         kind = rng.randrange(6)
         if kind < 3:
-            # A child, since a call that is believed does not come back.
+            # A child, since a call that is believed does not come back: it may wait for a while, if it can be killed.
             child = os.fork()
             if child == 0:
                 try:
@@ -174,11 +203,16 @@ def device(seed, count):
                 except OSError as error:
                     os._exit(error.errno)
                 os._exit(0)
-            _, status = os.waitpid(child, 0)
-            code = os.waitstatus_to_exitcode(status)
-            if code <= 0:
+            code = ended(child, 0.5)
+            if code is None:
+                os.kill(child, signal.SIGKILL)
+                if ended(child, 10) != -signal.SIGKILL:
+                    sys.exit(f"ioctl {number:#x} in turn {turn} of seed {seed} cannot be killed")
+                name = "waited"
+            elif code <= 0:
                 sys.exit(f"ioctl {number:#x} in turn {turn} of seed {seed} ended with {code} instead of an error")
-            name = errno.errorcode.get(code, code)
+            else:
+                name = errno.errorcode.get(code, code)
             answers[name] = answers.get(name, 0) + 1
         elif kind == 3:
             attempt("read", lambda: os.read(fd, rng.randrange(5000)))
@@ -255,6 +289,8 @@ def main():
         forbidden()
     elif what == "device":
         device(int(rest[0]), int(rest[1]))
+    elif what == "stub":
+        stub()
     elif what == "port":
         port(int(rest[0]), int(rest[1]), rest[2])
     elif what == "stranger":

@@ -24,6 +24,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("garbage-device", |cluster| {
             beside_a_guest(cluster, &["device", "SEED", "300"])
         }),
+        Test::new("garbage-stub", |cluster| say(cluster, &["stub"])),
         Test::new("garbage-port", |cluster| {
             beside_a_guest(cluster, &["port", "SEED", "150", "n2"])
         }),

@@ -431,24 +431,34 @@ impl<'c> Proc<'c> {
         Ok(())
     }
 
-    /// Its output, what its parent said, and what it complained about itself.
+    /// Its output, what its parent said, what it complained about itself, and what each kernel says of it.
     pub fn evidence(&self) -> String {
-        let complaints: String = self
+        let look = format!(
+            "cat {}.failed 2>/dev/null && echo says the program itself
+            cd /proc/{}/task 2>/dev/null || exit 0
+            for task in *; do
+                echo \"task $task: $(grep State: $task/status) in $(cat $task/wchan) call $(cat $task/syscall)\"
+                sed 's/^/    /' $task/stack
+            done | head -n 40",
+            self.go, self.pid
+        );
+        let seen: String = self
             .cluster
             .nodes()
             .into_iter()
             .filter_map(|node| {
+                let limit = Duration::from_secs(10);
                 let output = self
                     .cluster
-                    .exec(node, &["cat", &format!("{}.failed", self.go)])
+                    .exec_with(node, &["bash", "-c", &look], b"", limit)
                     .ok()?;
-                (output.status == 0)
-                    .then(|| format!("on {node} it says: {}\n", output.text().trim_end()))
+                let text = output.text();
+                (!text.trim().is_empty()).then(|| format!("on {node}:\n{}\n", tail(&text)))
             })
             .collect();
         let streams = self.shared.lock();
         format!(
-            "{complaints}pid {}, output:\n{}\nits parent:\n{}",
+            "pid {}, output:\n{}\nits parent:\n{}\n{seen}",
             self.pid,
             tail(&streams.out.text),
             tail(&streams.err.text)
@@ -458,7 +468,8 @@ impl<'c> Proc<'c> {
 
 impl Drop for Proc<'_> {
     fn drop(&mut self) {
-        if self.over {
+        // Somebody wants to look at what failed.
+        if self.over || std::env::var_os("KEEP").is_some() {
             return;
         }
         // Cleaning up after a failure: whatever does not work now will be seen by the next test.

@@ -72,7 +72,7 @@ pub fn tests() -> Vec<Test> {
             contents(cluster, name)
         }));
     }
-    for kind in ["nanosleep", "poll", "futex"] {
+    for kind in ["nanosleep", "poll", "futex", "sigtimedwait"] {
         tests.push(Test::new(format!("sleep-{kind}"), move |cluster| {
             sleep(cluster, kind)
         }));
@@ -157,7 +157,6 @@ fn sleep_others(cluster: &Cluster) -> Result<()> {
         "pselect",
         "futex-bitset",
         "futex-realtime",
-        "sigtimedwait",
     ];
     let ms = if cluster.has_ssi() { 40000 } else { 10000 };
     let lines = kinds.map(|kind| format!("sleepers {kind} {ms}"));
