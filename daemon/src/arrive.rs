@@ -207,6 +207,8 @@ impl Arrivals {
 
     async fn start_stub(&self, pid: u32, token: u64, offsets: String) -> Result<(), Failure> {
         let deadline = Instant::now() + LEAVE_IN;
+        // It may be reaped between our try and our look at it.
+        let mut once_more = true;
         let text = loop {
             let (stubs, offsets) = (Arc::clone(&self.stubs), offsets.clone());
             match tokio::task::spawn_blocking(move || stubs.start(pid, token, &offsets)).await {
@@ -217,6 +219,7 @@ impl Arrivals {
                 {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
+                Ok(Err(stub::Error::Taken(_))) if core::mem::take(&mut once_more) => {}
                 Ok(Err(e @ stub::Error::Taken(_))) => break e.to_string(),
                 Ok(Err(e)) => {
                     let text = format!("{:#}", anyhow::Error::from(e));

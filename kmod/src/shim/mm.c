@@ -69,6 +69,26 @@ static struct file_system_type ssi_fs = {
 	.kill_sb = kill_anon_super,
 };
 
+/*
+ * Ends a fault with `page`, whose reference it takes. A page that is returned to the fault's common
+ * path belongs to its page-table entry a moment before it is unlocked; without another owner, as
+ * the page cache is one, it can be freed in between. So only a page that is to be copied takes that
+ * path, and one that is to be seen is mapped here.
+ */
+static vm_fault_t fault_with(struct vm_fault *vmf, struct page *page)
+{
+	int r;
+
+	if (vmf->flags & FAULT_FLAG_WRITE) {
+		lock_page(page);
+		vmf->page = page;
+		return VM_FAULT_LOCKED;
+	}
+	r = vm_insert_page(vmf->vma, vmf->address & PAGE_MASK, page);
+	put_page(page);
+	return r && r != -EBUSY ? vmf_error(r) : VM_FAULT_NOPAGE;
+}
+
 /* ---- Park area: a code page that ends in `syscall`, the park page, the slots. ---- */
 
 static struct page *code_page;
@@ -100,9 +120,7 @@ static vm_fault_t area_fault(struct vm_fault *vmf)
 		if (!page)
 			return VM_FAULT_OOM;
 	}
-	lock_page(page);
-	vmf->page = page;
-	return VM_FAULT_LOCKED;
+	return fault_with(vmf, page);
 }
 
 static const struct vm_operations_struct area_vm_ops = {
@@ -112,7 +130,7 @@ static const struct vm_operations_struct area_vm_ops = {
 static int area_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	vma->vm_ops = &area_vm_ops;
-	vm_flags_set(vma, VM_DONTCOPY | VM_DONTDUMP | VM_DONTEXPAND);
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTDUMP | VM_DONTEXPAND | VM_MIXEDMAP);
 	return 0;
 }
 
@@ -486,9 +504,7 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 		ssi_rs_pager_put(pager);
 		return VM_FAULT_RETRY;
 	}
-	lock_page(page);
-	vmf->page = page;
-	return VM_FAULT_LOCKED;
+	return fault_with(vmf, page);
 }
 
 static const struct vm_operations_struct hook_vm_ops = {
