@@ -13,7 +13,7 @@ use crate::id::NodeId;
 use crate::pager::Pager;
 use crate::puppet::{act_of, puppets, Call, Expect, Next, Puppet, SLOT_BYTES};
 use crate::sys::mm::{self, FileRef, How, Memory, PAGE};
-use crate::sys::task::{self, Action};
+use crate::sys::task::{self, Action, SigInfo};
 use crate::wire::image::{self, fixed, reg, Kind, Mapping, Process, Records, Thread, Way};
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
@@ -42,6 +42,8 @@ mod nr {
     pub(super) const ARCH_PRCTL: u64 = 158;
     pub(super) const SET_TID_ADDRESS: u64 = 218;
     pub(super) const SET_ROBUST_LIST: u64 = 273;
+    pub(super) const RT_SIGQUEUEINFO: u64 = 129;
+    pub(super) const RT_TGSIGQUEUEINFO: u64 = 297;
     pub(super) const CLONE3: u64 = 435;
     pub(super) const CLOSE_RANGE: u64 = 436;
 }
@@ -68,11 +70,25 @@ struct Parsed<'a> {
     files: &'a [u8],
     mappings: KVVec<(Mapping, &'a [u8])>,
     threads: KVVec<(Thread, &'a [u8])>,
+    signals: KVVec<(u32, &'a [u8])>,
     pages: KVVec<(u64, &'a [u8])>,
 }
 
 fn bad<T>(_: T) -> Error {
     EBADMSG
+}
+
+/// The signals of a record's body.
+fn signals_in(list: &[u8]) -> Result<KVVec<SigInfo>> {
+    let mut v = KVVec::new();
+    for one in list.chunks(size_of::<SigInfo>()) {
+        let s = SigInfo::read_from_bytes(one).map_err(bad)?;
+        if !s.is_sound() || v.len() >= image::MAX_SIGNALS {
+            return Err(EBADMSG);
+        }
+        v.push(s, GFP_KERNEL)?;
+    }
+    Ok(v)
 }
 
 impl<'a> Parsed<'a> {
@@ -89,6 +105,7 @@ impl<'a> Parsed<'a> {
                 files: &[],
                 mappings: KVVec::new(),
                 threads: KVVec::new(),
+                signals: KVVec::new(),
                 pages: KVVec::new(),
             },
             GFP_KERNEL,
@@ -155,6 +172,12 @@ impl<'a> Parsed<'a> {
                             return Err(EBADMSG);
                         }
                     }
+                }
+                Kind::Signals => {
+                    let (tid, list) = fixed::<u64>(body).map_err(bad)?;
+                    let tid = u32::try_from(tid).map_err(bad)?;
+                    signals_in(list)?;
+                    p.signals.push((tid, list), GFP_KERNEL)?;
                 }
                 Kind::Files => p.files = body,
                 Kind::Page => {
@@ -745,6 +768,11 @@ impl Adopted {
                 );
             }
         }
+        for q in &self.threads {
+            if let Err(e) = Parsed::new(&self.image.0).and_then(|p| wait_again(&p, q)) {
+                pr_err!("thread {}: signals that waited are lost: {:?}\n", q.tid, e);
+            }
+        }
         let Ok(left) = Arc::new(AtomicU32::new(self.threads.len() as u32), GFP_KERNEL) else {
             return;
         };
@@ -778,6 +806,32 @@ impl Adopted {
             g.start_installer();
         }
     }
+}
+
+/// Has a thread send itself what waited for it, and the leader what waited for the process: only to
+/// oneself may one send what the kernel or another has sent. It blocks all of them.
+fn wait_again(p: &Parsed<'_>, q: &Puppet) -> Result {
+    let pid = u64::from(p.process.pid);
+    let tid = u64::from(q.tid);
+    let s = q.scratch();
+    for (to, list) in &p.signals {
+        let leader = *to == 0 && q.tid == p.process.pid;
+        if !leader && *to != q.tid {
+            continue;
+        }
+        let mut calls = KVec::new();
+        for i in &signals_in(list)? {
+            let signo = i.signo as u64;
+            let call = if leader {
+                Call::new(nr::RT_SIGQUEUEINFO, &[pid, signo, s])
+            } else {
+                Call::new(nr::RT_TGSIGQUEUEINFO, &[pid, tid, signo, s])
+            };
+            calls.push(call.with(s, bytes_of(&[&i.to_user()])?), GFP_KERNEL)?;
+        }
+        q.calls(calls)?;
+    }
+    Ok(())
 }
 
 /// The process's clock must not go back: this node's view of it lags a little.

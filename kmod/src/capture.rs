@@ -10,7 +10,7 @@ use crate::id::NodeId;
 use crate::pager::Range;
 use crate::puppet::{act_of, puppets, Call, Next, Puppet, SLOT_BYTES};
 use crate::sys::mm::{self, Content, Memory, Vma, PAGE};
-use crate::sys::task::{self, Action, Facts, TaskRef, ThreadState, When};
+use crate::sys::task::{self, Action, Facts, SigInfo, TaskRef, ThreadState, When};
 use crate::uapi::{FileId, Reason};
 use crate::wire::image::{self, reg, Creds, Head, Mapping, Process, ProcessState, Thread, Way};
 use kernel::prelude::*;
@@ -150,6 +150,7 @@ pub struct Noted {
     pub puppet: Arc<Puppet>,
     state: KBox<ThreadState>,
     xstate: KVec<u8>,
+    signals: KVVec<SigInfo>,
 }
 
 /// What the leader noted of the process.
@@ -161,6 +162,7 @@ pub struct Collected {
     actions: [Action; 64],
     cwd: KVec<u8>,
     files: files::Captured,
+    signals: KVVec<SigInfo>,
 }
 
 /// A process whose threads are being stopped, or stand still.
@@ -172,11 +174,15 @@ pub struct Frozen {
     inner: SpinLock<Inner>,
 }
 
+/// Signals that went with the image, by thread; those of the process under 0.
+type Sent = KVec<(u32, KVVec<SigInfo>)>;
+
 struct Inner {
     cancelled: bool,
     noted: KVec<Noted>,
     puppets: KVec<Arc<Puppet>>,
     collected: Option<KBox<Collected>>,
+    sent: Sent,
     refused: Option<Refusal>,
     area: Option<(u64, u64)>,
 }
@@ -195,6 +201,7 @@ impl Frozen {
                     noted: KVec::new(),
                     puppets: KVec::new(),
                     collected: None,
+                    sent: KVec::new(),
                     refused: None,
                     area: None,
                 }),
@@ -280,6 +287,7 @@ impl Frozen {
                 puppet: p.clone(),
                 state: KBox::new(task::thread_state()?, GFP_KERNEL)?,
                 xstate: task::xstate()?,
+                signals: task::waiting_signals(false)?,
             })
         })();
         let ok = noted.and_then(|n| {
@@ -352,6 +360,7 @@ impl Frozen {
                     actions: task::actions(),
                     cwd,
                     files,
+                    signals: task::waiting_signals(true)?,
                 },
                 GFP_KERNEL,
             )?;
@@ -421,10 +430,19 @@ impl Frozen {
             task::set_actions(&p.catching(&own));
             Ok(Next::Stay)
         })?;
+        let mut sent = core::mem::take(&mut self.inner.lock().sent);
         for p in &puppets {
             p.set_process(Some(process.clone()));
             p.set_open(true);
-            p.post(act_of(|p: &Arc<Puppet>| {
+            let (own, rest) = split(sent, p)?;
+            sent = rest;
+            p.post(act_of(move |p: &Arc<Puppet>| {
+                // What went with the image must not follow it; what came later does.
+                for (_, signals) in &own {
+                    for s in signals {
+                        task::drop_waiting_signal(s.signo);
+                    }
+                }
                 task::seccomp_off();
                 task::forget_user_memory();
                 p.point_at_park();
@@ -465,11 +483,34 @@ impl Frozen {
             }
             (core::mem::take(&mut i.noted), i.collected.take())
         };
-        let c = collected.ok_or(Refusal::new(Reason::Unreachable))?;
+        let mut c = collected.ok_or(Refusal::new(Reason::Unreachable))?;
         let r = write_image(self.pid, &noted, &c, memory, equal, itimer);
-        self.inner.lock().collected = Some(c);
+        let mut sent = Sent::new();
+        sent.reserve(noted.len() + 1, GFP_KERNEL)?;
+        sent.push((0, core::mem::replace(&mut c.signals, KVVec::new())), GFP_KERNEL)?;
+        for n in noted {
+            sent.push((n.puppet.tid, n.signals), GFP_KERNEL)?;
+        }
+        let mut i = self.inner.lock();
+        i.collected = Some(c);
+        i.sent = sent;
+        drop(i);
         r
     }
+}
+
+/// Splits off what `p` has to forget: its own signals, and the process's if it is the leader.
+fn split(sent: Sent, p: &Puppet) -> Result<(Sent, Sent)> {
+    let (mut own, mut rest) = (Sent::new(), Sent::new());
+    for s in sent {
+        let list = if s.0 == p.tid || s.0 == 0 {
+            &mut own
+        } else {
+            &mut rest
+        };
+        list.push(s, GFP_KERNEL)?;
+    }
+    Ok((own, rest))
 }
 
 struct Out(KVVec<u8>);
@@ -494,6 +535,16 @@ impl Out {
         let padded = (self.0.len() + 7) & !7;
         self.0.resize(padded, 0, GFP_KERNEL)?;
         Ok(())
+    }
+
+    fn signals(&mut self, tid: u32, signals: &[SigInfo]) -> Result {
+        if signals.is_empty() {
+            return Ok(());
+        }
+        self.record(
+            image::Kind::Signals,
+            &[&u64::from(tid).to_le_bytes(), signals.as_bytes()],
+        )
     }
 }
 
@@ -526,6 +577,7 @@ fn write_image(
     }
     out.record(image::Kind::Cwd, &[&c.cwd])?;
     out.record(image::Kind::Actions, &[c.actions.as_bytes()])?;
+    out.signals(0, &c.signals)?;
     out.record(image::Kind::Files, &[&c.files.encode()?])?;
 
     let (mut vmas, paths) = memory.vmas()?;
@@ -588,6 +640,7 @@ fn write_image(
             state: *n.state,
         };
         out.record(image::Kind::Thread, &[t.as_bytes(), &n.xstate])?;
+        out.signals(n.puppet.tid, &n.signals)?;
     }
     let mut buf = KBox::new([0u8; PAGE], GFP_KERNEL)?;
     let mut page = |out: &mut Out, a: u64, file_known: bool| -> core::result::Result<(), Refusal> {

@@ -205,6 +205,10 @@ void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 
 		f->itimer_real_ns = left > 0 ? left : 1;
 		f->itimer_real_incr_ns = ktime_to_ns(sig->it_real_incr);
+	} else if (sig->it_real_incr) {
+		/* Its signal waits to be taken, and the timer is started again by that. */
+		f->itimer_real_incr_ns = ktime_to_ns(sig->it_real_incr);
+		f->itimer_real_ns = f->itimer_real_incr_ns;
 	}
 	rcu_read_lock();
 	for_each_thread(t, p) {
@@ -689,6 +693,68 @@ int ssi_siginfo_read(u64 at, struct ssi_siginfo *i)
 	i->thread_directed = info.si_code == SI_TKILL;
 	i->value = (unsigned long)info.si_ptr;
 	return 0;
+}
+
+static void siginfo_put(struct ssi_siginfo *out, int n, int max, const kernel_siginfo_t *info)
+{
+	if (n >= max)
+		return;
+	memset(&out[n], 0, sizeof(*out));
+	out[n].signo = info->si_signo;
+	out[n].code = info->si_code;
+	out[n].err = info->si_errno;
+	out[n].pid = info->si_pid;
+	out[n].uid = info->si_uid;
+	out[n].thread_directed = info->si_code == SI_TKILL;
+	out[n].value = (unsigned long)info->si_ptr;
+}
+
+/* The signals that wait for the caller or its process, oldest first. Their number, maybe > max. */
+int ssi_waiting_get(int shared, struct ssi_siginfo *out, int max)
+{
+	struct sigpending *p = shared ? &current->signal->shared_pending : &current->pending;
+	sigset_t left;
+	struct sigqueue *q;
+	int n = 0, sig;
+
+	spin_lock_irq(&current->sighand->siglock);
+	left = p->signal;
+	sigdelsetmask(&left, sigmask(SIGKILL) | sigmask(SIGSTOP));
+	list_for_each_entry(q, &p->list, list) {
+		sig = q->info.si_signo;
+		if (sig == SIGKILL || sig == SIGSTOP)
+			continue;
+		siginfo_put(out, n++, max, &q->info);
+		sigdelset(&left, sig);
+	}
+	/* Those for which the kernel had no memory: it knows but the number. */
+	for (sig = 1; sig <= _NSIG; sig++) {
+		kernel_siginfo_t info;
+
+		if (!sigismember(&left, sig))
+			continue;
+		clear_siginfo(&info);
+		info.si_signo = sig;
+		info.si_code = SI_USER;
+		siginfo_put(out, n++, max, &info);
+	}
+	spin_unlock_irq(&current->sighand->siglock);
+	return n;
+}
+
+/* Takes one that waits from the caller, else from its process. */
+void ssi_waiting_drop(int sig)
+{
+	kernel_siginfo_t info;
+	enum pid_type type;
+	sigset_t mask;
+
+	sigfillset(&mask);
+	sigdelset(&mask, sig);
+	spin_lock_irq(&current->sighand->siglock);
+	dequeue_signal(&mask, &info, &type);
+	recalc_sigpending();
+	spin_unlock_irq(&current->sighand->siglock);
 }
 
 /* A thread of the process of `leader` that does not block `sig`, with a reference; else the leader. */

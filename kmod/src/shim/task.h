@@ -108,6 +108,8 @@ void ssi_actions_set(const struct ssi_action *a);
 int ssi_pending(int sig);
 int ssi_signal_send(struct task_struct *t, const struct ssi_siginfo *i);
 int ssi_siginfo_read(u64 at, struct ssi_siginfo *i);
+int ssi_waiting_get(int shared, struct ssi_siginfo *out, int max);
+void ssi_waiting_drop(int sig);
 struct task_struct *ssi_signal_target(struct task_struct *leader, int sig);
 int ssi_signal_disposition(struct task_struct *t, int sig);
 int ssi_exit_code(struct task_struct *t);

@@ -42,22 +42,7 @@ pub struct Facts {
 }
 const _: () = assert!(size_of::<Facts>() == 128);
 
-pub use crate::wire::image::{Action, Creds, ProcessState, ThreadState};
-
-/// One signal; see shim/task.h.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug)]
-#[allow(missing_docs)]
-pub struct SigInfo {
-    pub signo: i32,
-    pub code: i32,
-    pub err: i32,
-    pub pid: i32,
-    pub uid: u32,
-    pub thread_directed: u32,
-    pub value: u64,
-}
-const _: () = assert!(size_of::<SigInfo>() == 32);
+pub use crate::wire::image::{Action, Creds, ProcessState, SigInfo, ThreadState};
 
 type RawTask = bindings::task_struct;
 
@@ -106,6 +91,8 @@ unsafe extern "C" {
     fn ssi_pending(sig: c_int) -> c_int;
     fn ssi_signal_send(t: *mut RawTask, i: *const SigInfo) -> c_int;
     fn ssi_siginfo_read(at: u64, i: *mut SigInfo) -> c_int;
+    fn ssi_waiting_get(shared: c_int, out: *mut SigInfo, max: c_int) -> c_int;
+    fn ssi_waiting_drop(sig: c_int);
     fn ssi_signal_target(leader: *mut RawTask, sig: c_int) -> *mut RawTask;
     fn ssi_signal_disposition(t: *mut RawTask, sig: c_int) -> c_int;
     fn ssi_exit_code(t: *mut RawTask) -> c_int;
@@ -553,6 +540,36 @@ pub fn set_actions(a: &[Action; 64]) {
 pub fn pending(sig: i32) -> bool {
     // SAFETY: No preconditions.
     unsafe { ssi_pending(sig) != 0 }
+}
+
+/// The signals that wait for the caller's process, or for the caller itself, oldest first.
+///
+/// # Errors
+/// `E2BIG` when there are more than an image may hold; `ENOMEM`.
+pub fn waiting_signals(of_process: bool) -> Result<KVVec<SigInfo>> {
+    let mut v = KVVec::new();
+    // More may come between the two looks.
+    let mut room = 0;
+    loop {
+        v.resize(room, SigInfo::default(), GFP_KERNEL)?;
+        // SAFETY: There is room for `room` of them.
+        let n = unsafe { ssi_waiting_get(of_process.into(), v.as_mut_ptr(), room as c_int) } as usize;
+        if n <= room {
+            v.truncate(n);
+            return Ok(v);
+        }
+        if n > crate::wire::image::MAX_SIGNALS {
+            return Err(E2BIG);
+        }
+        room = n;
+    }
+}
+
+/// Takes one waiting signal with this number from the caller, as if it had been delivered: one of
+/// its own first, else one of its process.
+pub fn drop_waiting_signal(sig: i32) {
+    // SAFETY: Any number will do.
+    unsafe { ssi_waiting_drop(sig) }
 }
 
 /// The siginfo at a user address.

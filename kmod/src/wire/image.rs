@@ -14,6 +14,8 @@ compile_error!("the image's numbers are little endian");
 
 /// Version of the records.
 pub const VERSION: u32 = 1;
+/// Most signals that wait for one process or thread.
+pub const MAX_SIGNALS: usize = 16_384;
 /// Most threads of a process.
 pub const MAX_THREADS: usize = 512;
 /// Most mappings of a process.
@@ -61,6 +63,9 @@ pub enum Kind {
     Page = 10,
     /// Nothing: the image is whole.
     End = 11,
+    /// Signals that wait: for whom (`u32`, 0 for the process) and zero (`u32`), then [`SigInfo`]
+    /// each, oldest first.
+    Signals = 12,
 }
 
 impl Kind {
@@ -78,6 +83,7 @@ impl Kind {
             9 => Kind::Files,
             10 => Kind::Page,
             11 => Kind::End,
+            12 => Kind::Signals,
             _ => return None,
         })
     }
@@ -109,6 +115,39 @@ pub struct Creds {
     pub pad: u32,
 }
 const _: () = assert!(size_of::<Creds>() == 88);
+
+/// One signal; struct ssi_siginfo.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct SigInfo {
+    pub signo: i32,
+    pub code: i32,
+    pub err: i32,
+    pub pid: i32,
+    pub uid: u32,
+    pub thread_directed: u32,
+    pub value: u64,
+}
+const _: () = assert!(size_of::<SigInfo>() == 32);
+
+impl SigInfo {
+    /// Whether it may wait for somebody: SIGKILL and SIGSTOP do not, nor is there a signal 0 or 65.
+    pub fn is_sound(&self) -> bool {
+        matches!(self.signo, 1..=64) && self.signo != 9 && self.signo != 19
+    }
+
+    /// As system calls have it: siginfo_t.
+    pub fn to_user(&self) -> [u8; 128] {
+        let mut u = [0; 128];
+        let head = [self.signo, self.err, self.code, 0, self.pid, self.uid as i32];
+        let fields = head.iter().flat_map(|v| v.to_le_bytes());
+        for (to, from) in u.iter_mut().zip(fields.chain(self.value.to_le_bytes())) {
+            *to = from;
+        }
+        u
+    }
+}
 
 /// What the threads of a process share; struct ssi_process.
 #[derive(Clone, Copy, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
