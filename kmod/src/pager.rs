@@ -135,18 +135,14 @@ impl Pager {
     /// What is known of the page at `addr`; data is copied to `to`. For faults: takes a spin lock
     /// only.
     pub fn lookup(&self, addr: u64, to: &mut [u8; PAGE]) -> Found {
-        let mut i = self.inner.lock();
+        let i = self.inner.lock();
         let complete = i.complete;
         match i.slots.get(&addr) {
             Some(Slot::Data(p)) => {
                 to.copy_from_slice(&p[..]);
                 Found::Data
             }
-            Some(Slot::Zero) => {
-                // The fault maps a page of ours: have it replaced by one of the process's own.
-                let _ = i.install.push(addr, GFP_ATOMIC);
-                Found::Zero
-            }
+            Some(Slot::Zero) => Found::Zero,
             Some(Slot::File) => Found::File,
             Some(Slot::Done) => Found::Rest,
             Some(Slot::Asked) | None if complete => Found::Rest,

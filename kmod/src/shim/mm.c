@@ -351,7 +351,7 @@ int ssi_exe_path(struct mm_struct *mm, char *buf, int len, u32 *major, u32 *mino
 
 /*
  * Copies a page out of `mm`. 0: nothing was ever there, it reads as zeros; 1: copied; 2: it is the
- * file's own page (only if `file_is_known`). Negative: errno. Never changes the memory.
+ * file's own page, or lies behind its end (only if `file_is_known`). Negative: errno. Never changes the memory.
  */
 int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known)
 {
@@ -380,7 +380,7 @@ int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known)
 		}
 		put_page(page);
 	} else {
-		r = n == -EFAULT ? 0 : n < 0 ? n : -EAGAIN;
+		r = n == -EFAULT ? (file_is_known ? 2 : 0) : n < 0 ? n : -EAGAIN;
 	}
 	if (locked)
 		mmap_read_unlock(mm);
@@ -488,6 +488,12 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 	found = ssi_rs_pager_lookup(h->pager, addr, page_address(page));
 	if (found == 0 || (found == 4 && !h->file_ops)) {
 		clear_page(page_address(page));
+		if (!(vmf->flags & FAULT_FLAG_WRITE)) {
+			/* As the kernel does where nothing was ever written. */
+			put_page(page);
+			page = ZERO_PAGE(addr);
+			get_page(page);
+		}
 	} else if (found != 1) {
 		put_page(page);
 		if (found == 2 || found == 4)
