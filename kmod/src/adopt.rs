@@ -276,7 +276,36 @@ pub fn adopt(
 
 type Steps = (KVec<Arc<Puppet>>, (u64, u64));
 
+/// All steps. The leader of deputies has the credentials of a process that may not do some of them.
 fn steps(
+    image: &Arc<Image>,
+    p: &Parsed<'_>,
+    leader: &Arc<Puppet>,
+    pager: &Option<Arc<Pager>>,
+    home: NodeId,
+    here: NodeId,
+) -> Result<Steps> {
+    let own = crate::cell::cell::<task::Raised>()?;
+    let aside = own.clone();
+    leader.act(move |_| {
+        aside.set(task::raise()?);
+        Ok(Next::Stay)
+    })?;
+    let r = steps_raised(image, p, leader, pager, home, here);
+    leader.act(move |_| {
+        if let Some(own) = own.get() {
+            own.put_back();
+        }
+        Ok(Next::Stay)
+    })?;
+    let (threads, area) = r?;
+    for q in &threads {
+        credentials(p, q)?;
+    }
+    Ok((threads, area))
+}
+
+fn steps_raised(
     image: &Arc<Image>,
     p: &Parsed<'_>,
     leader: &Arc<Puppet>,
@@ -349,7 +378,6 @@ fn steps(
     for q in &threads {
         let (t, x) = p.threads.iter().find(|t| t.0.tid == q.tid).ok_or(EBADMSG)?;
         q.calls(of_thread(t, x, q)?)?;
-        credentials(p, q)?;
     }
     Ok((threads, (base, bytes)))
 }
@@ -578,6 +606,7 @@ fn learn_restarts(leader: &Arc<Puppet>) -> Result {
     Ok(())
 }
 
+/// Clones a thread with the number of `q`, which takes the leader's privilege.
 fn start_thread(leader: &Puppet, q: &Puppet) -> Result {
     const FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
     let s = leader.scratch();
@@ -596,24 +625,11 @@ fn start_thread(leader: &Puppet, q: &Puppet) -> Result {
         0,
     ];
     let data = bytes_of(&[args.as_bytes(), &[0; 40], &q.tid.to_le_bytes()])?;
-    let raised = crate::cell::cell::<task::Raised>()?;
-    let r2 = raised.clone();
-    leader.act(move |_| {
-        r2.set(task::raise()?);
-        Ok(Next::Stay)
-    })?;
-    let r = leader.call(
+    leader.call(
         Call::new(nr::CLONE3, &[s, 88])
             .with(s, data)
             .expecting(Expect::Exactly(u64::from(q.tid))),
-    );
-    leader.act(move |_| {
-        if let Some(r) = raised.get() {
-            r.put_back();
-        }
-        Ok(Next::Stay)
-    })?;
-    r?;
+    )?;
     q.wait_parked(crate::puppet::ORDER_MS)
 }
 
@@ -678,19 +694,30 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
     Ok(c)
 }
 
-/// Gives a thread its credentials, unless it has them.
-fn credentials(p: &Parsed<'_>, q: &Arc<Puppet>) -> Result {
-    let want = p.process.creds;
-    let cell = crate::cell::cell::<(task::Creds, KVec<u32>)>()?;
+/// The credentials and groups of a puppet.
+fn credentials_of(q: &Puppet) -> Result<(task::Creds, KVec<u32>)> {
+    let cell = crate::cell::cell()?;
     let out = cell.clone();
     q.act(move |_| {
         out.set(task::creds()?);
         Ok(Next::Stay)
     })?;
-    let (have, groups) = cell.get().ok_or(EIO)?;
+    cell.get().ok_or(EIO)
+}
+
+/// Gives a thread its credentials, unless it has them.
+fn credentials(p: &Parsed<'_>, q: &Arc<Puppet>) -> Result {
+    let want = p.process.creds;
+    let (have, groups) = credentials_of(q)?;
     if have == want && groups.as_bytes() == p.groups {
         return Ok(());
     }
+    // Whatever it has now, the process may have gained what that does not allow.
+    q.act(|_| {
+        task::raise()?.forget();
+        Ok(Next::Stay)
+    })?;
+    let (have, _) = credentials_of(q)?;
     let s = q.scratch();
     let mut c = KVec::new();
     let mut push = |call: Call| -> Result { Ok(c.push(call, GFP_KERNEL)?) };
@@ -837,7 +864,7 @@ fn wait_again(p: &Parsed<'_>, q: &Puppet) -> Result {
 /// The process's clock must not go back: this node's view of it lags a little.
 fn wait_for_clock(stamp_ns: u64) {
     for _ in 0..500 {
-        let now = task::now_ns().wrapping_add_signed(task::monotonic_offset_ns());
+        let now = task::now_ns().wrapping_add_signed(task::clock_offsets().monotonic_ns);
         if now >= stamp_ns {
             return;
         }
@@ -853,14 +880,9 @@ fn become_thread(t: &Thread) {
     const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
     if regs[reg::AX] == ERESTART_RESTARTBLOCK && regs[reg::ORIG_AX] as i64 >= 0 {
         if task::restart_known(s.restart_kind) {
-            let mut a = s.restart;
-            let offset = task::monotonic_offset_ns();
-            let when = match s.restart_kind {
-                1 | 2 => 3,
-                _ => 4,
-            };
-            a[when] = a[when].wrapping_add_signed(offset.wrapping_neg());
-            task::set_restart(s.restart_kind, &a);
+            let mut here = *s;
+            here.shift_restart(task::clock_offsets().reversed());
+            task::set_restart(s.restart_kind, &here.restart);
         } else {
             regs[reg::AX] = -4i64 as u64;
         }

@@ -276,7 +276,8 @@ impl Frozen {
 
     /// In the thread itself: notes what it is and attends.
     fn note(self: Arc<Self>, p: &Arc<Puppet>) {
-        if self.inner.lock().cancelled {
+        // Work for a thread that was past the last look for signals runs when its memory has gone.
+        if self.inner.lock().cancelled || task::exiting() {
             p.ended();
             return;
         }

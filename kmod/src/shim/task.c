@@ -299,6 +299,12 @@ void ssi_creds_put_back(const struct cred *old)
 	commit_creds((struct cred *)old);
 }
 
+/* Consumes `old` as well. */
+void ssi_creds_forget(const struct cred *old)
+{
+	put_cred(old);
+}
+
 void ssi_process_get(struct ssi_process *p)
 {
 	struct mm_struct *mm = current->mm;
@@ -338,10 +344,18 @@ void ssi_process_get(struct ssi_process *p)
 	p->boottime_ns = timespec64_to_ns(&ts) + timespec64_to_ns(&tns->offsets.boottime);
 }
 
-/* What the caller's monotonic clock is ahead of this kernel's. */
-s64 ssi_monotonic_offset_ns(void)
+/* What the caller's clocks are ahead of this kernel's. */
+void ssi_clock_offsets(s64 *monotonic_ns, s64 *boottime_ns)
 {
-	return timespec64_to_ns(&current->nsproxy->time_ns->offsets.monotonic);
+	struct time_namespace *tns = current->nsproxy->time_ns;
+
+	*monotonic_ns = timespec64_to_ns(&tns->offsets.monotonic);
+	*boottime_ns = timespec64_to_ns(&tns->offsets.boottime);
+}
+
+int ssi_exiting(void)
+{
+	return !!(current->flags & PF_EXITING);
 }
 
 void ssi_rlimits_set(const u64 (*rlim)[2])

@@ -42,7 +42,7 @@ pub struct Facts {
 }
 const _: () = assert!(size_of::<Facts>() == 128);
 
-pub use crate::wire::image::{Action, Creds, ProcessState, SigInfo, ThreadState};
+pub use crate::wire::image::{Action, Creds, ProcessState, Shift, SigInfo, ThreadState};
 
 type RawTask = bindings::task_struct;
 
@@ -64,9 +64,11 @@ unsafe extern "C" {
     fn ssi_task_facts(t: *mut RawTask, f: *mut Facts);
     fn ssi_creds_get(c: *mut Creds, groups: *mut u32, max: u32);
     fn ssi_creds_raise() -> *const bindings::cred;
+    fn ssi_creds_forget(old: *const bindings::cred);
     fn ssi_creds_put_back(c: *const bindings::cred);
     fn ssi_process_get(p: *mut ProcessState);
-    fn ssi_monotonic_offset_ns() -> i64;
+    fn ssi_clock_offsets(monotonic_ns: *mut i64, boottime_ns: *mut i64);
+    fn ssi_exiting() -> c_int;
     fn ssi_rlimits_set(rlim: *const [u64; 2]);
     fn ssi_oom_score_adj_set(adj: i32);
     fn ssi_auxv_get(auxv: *mut u64, max: c_int) -> c_int;
@@ -322,6 +324,12 @@ impl Raised {
         // SAFETY: Ours, and not used again.
         unsafe { ssi_creds_put_back(self.0) }
     }
+
+    /// The caller keeps what it was raised to.
+    pub fn forget(self) {
+        // SAFETY: Ours, and not used again.
+        unsafe { ssi_creds_forget(self.0) }
+    }
 }
 
 /// What the caller's process shares between its threads.
@@ -332,10 +340,18 @@ pub fn process_state() -> ProcessState {
     p
 }
 
-/// How far the caller's monotonic clock is ahead of this kernel's own, in ns.
-pub fn monotonic_offset_ns() -> i64 {
+/// How far the caller's clocks are ahead of this kernel's own.
+pub fn clock_offsets() -> Shift {
+    let mut s = Shift::default();
     // SAFETY: The caller is a user task.
-    unsafe { ssi_monotonic_offset_ns() }
+    unsafe { ssi_clock_offsets(&mut s.monotonic_ns, &mut s.boottime_ns) };
+    s
+}
+
+/// Whether the caller is on its way out.
+pub fn exiting() -> bool {
+    // SAFETY: Only the caller's own flags.
+    unsafe { ssi_exiting() != 0 }
 }
 
 /// Sets the caller's resource limits.
@@ -383,6 +399,7 @@ pub fn thread_state() -> Result<ThreadState> {
     let mut t = ThreadState::default();
     // SAFETY: The caller is a user task.
     to_result(unsafe { ssi_thread_get(&mut t) })?;
+    t.shift_restart(clock_offsets());
     Ok(t)
 }
 

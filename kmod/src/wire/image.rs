@@ -217,6 +217,45 @@ pub struct ThreadState {
 }
 const _: () = assert!(size_of::<ThreadState>() == 376);
 
+/// Times from here on are of the wall clock, which is the same for all: it is later than 2001, and
+/// no monotonic clock has run for so long.
+const WALL_CLOCK_NS: u64 = 1_000_000_000_000_000_000;
+const CLOCK_BOOTTIME: u64 = 7;
+
+/// By how much one view of the clocks is ahead of another.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Shift {
+    /// Of CLOCK_MONOTONIC.
+    pub monotonic_ns: i64,
+    /// Of CLOCK_BOOTTIME.
+    pub boottime_ns: i64,
+}
+
+impl Shift {
+    /// The way back.
+    pub fn reversed(self) -> Self {
+        Self {
+            monotonic_ns: self.monotonic_ns.wrapping_neg(),
+            boottime_ns: self.boottime_ns.wrapping_neg(),
+        }
+    }
+}
+
+impl ThreadState {
+    /// Tells the time at which its interrupted call is to end by another view of the clocks.
+    pub fn shift_restart(&mut self, by: Shift) {
+        let (when, ns) = match self.restart_kind {
+            1 if self.restart[0] == CLOCK_BOOTTIME => (3, by.boottime_ns),
+            1 | 2 => (3, by.monotonic_ns),
+            3 => (4, by.monotonic_ns),
+            _ => return,
+        };
+        if self.restart[when] < WALL_CLOCK_NS {
+            self.restart[when] = self.restart[when].saturating_add_signed(ns);
+        }
+    }
+}
+
 /// Index of a register in [`ThreadState::regs`].
 pub mod reg {
     #![allow(missing_docs)]
@@ -424,6 +463,34 @@ mod tests {
         );
         v.extend_from_slice(body);
         v.resize((v.len() + 7) & !7, 0);
+    }
+
+    #[test]
+    fn deadlines_follow_the_clock_they_are_of() {
+        let by = Shift {
+            monotonic_ns: -5,
+            boottime_ns: 7,
+        };
+        for (kind, clock, when, expect) in [(1, 1, 3, 95), (1, 7, 3, 107), (2, 0, 3, 95), (3, 0, 4, 95)] {
+            let mut t = ThreadState {
+                restart_kind: kind,
+                ..ThreadState::default()
+            };
+            t.restart[0] = clock;
+            t.restart[when] = 100;
+            let before = t.restart;
+            t.shift_restart(by);
+            assert_eq!(t.restart[when], expect, "kind {kind}");
+            t.shift_restart(by.reversed());
+            assert_eq!(t.restart, before);
+            // A deadline of the wall clock stays.
+            t.restart[when] = WALL_CLOCK_NS;
+            t.shift_restart(by);
+            assert_eq!(t.restart[when], WALL_CLOCK_NS);
+        }
+        let mut none = ThreadState::default();
+        none.shift_restart(by);
+        assert_eq!(none.restart, [0; 6]);
     }
 
     #[test]
