@@ -38,6 +38,7 @@ mod nr {
     pub(super) const CAPSET: u64 = 126;
     pub(super) const PERSONALITY: u64 = 135;
     pub(super) const SETPRIORITY: u64 = 141;
+    pub(super) const SCHED_SETSCHEDULER: u64 = 144;
     pub(super) const PRCTL: u64 = 157;
     pub(super) const ARCH_PRCTL: u64 = 158;
     pub(super) const SET_TID_ADDRESS: u64 = 218;
@@ -54,9 +55,12 @@ mod pr {
     pub(super) const SET_NAME: u64 = 15;
     pub(super) const CAPBSET_DROP: u64 = 24;
     pub(super) const SET_SECUREBITS: u64 = 28;
+    pub(super) const SET_TIMERSLACK: u64 = 29;
     pub(super) const SET_MM: u64 = 35;
     pub(super) const SET_MM_MAP: u64 = 14;
     pub(super) const SET_NO_NEW_PRIVS: u64 = 38;
+    pub(super) const CAP_AMBIENT: u64 = 47;
+    pub(super) const CAP_AMBIENT_RAISE: u64 = 2;
 }
 
 /// An image taken apart. It borrows the bytes it came from.
@@ -225,13 +229,15 @@ pub struct Adopted {
     area: (u64, u64),
 }
 
-/// Makes the image into a process, with `leader` as its first thread.
+/// Makes the image into a process, with `leader` as its first thread; at home its `deputies` become
+/// the process.
 ///
 /// # Errors
 /// Whatever a step says; the puppets are left as they are then, see [`undo`].
 pub fn adopt(
     image: Arc<Image>,
     leader: &Arc<Puppet>,
+    deputies: Option<&crate::process::Process>,
     token: u64,
     source: NodeId,
     home: NodeId,
@@ -247,7 +253,7 @@ pub fn adopt(
     } else {
         None
     };
-    let r = steps(&image, &p, leader, &pager, home, here);
+    let r = steps(&image, &p, leader, deputies, &pager, home, here);
     match r {
         Ok((threads, area)) => {
             let comm = p
@@ -267,7 +273,7 @@ pub fn adopt(
         Err(e) => {
             if let Some(g) = pager {
                 g.die();
-                crate::pager::pagers::remove_exact(token, &g);
+                g.leave();
             }
             Err(e)
         }
@@ -281,6 +287,7 @@ fn steps(
     image: &Arc<Image>,
     p: &Parsed<'_>,
     leader: &Arc<Puppet>,
+    deputies: Option<&crate::process::Process>,
     pager: &Option<Arc<Pager>>,
     home: NodeId,
     here: NodeId,
@@ -291,7 +298,7 @@ fn steps(
         aside.set(task::raise()?);
         Ok(Next::Stay)
     })?;
-    let r = steps_raised(image, p, leader, pager, home, here);
+    let r = steps_raised(image, p, leader, deputies, pager, home, here);
     leader.act(move |_| {
         if let Some(own) = own.get() {
             own.put_back();
@@ -309,14 +316,11 @@ fn steps_raised(
     image: &Arc<Image>,
     p: &Parsed<'_>,
     leader: &Arc<Puppet>,
+    deputies: Option<&crate::process::Process>,
     pager: &Option<Arc<Pager>>,
     home: NodeId,
     here: NodeId,
 ) -> Result<Steps> {
-    let slots = p.threads.len() as u64;
-    let bytes = 2 * PAGE64 + slots * SLOT_BYTES;
-
-    // Deputies of threads that ended since have nothing to become.
     let mut threads: KVec<Arc<Puppet>> = KVec::new();
     threads.push(leader.clone(), GFP_KERNEL)?;
     let mut missing: KVec<u32> = KVec::new();
@@ -327,18 +331,34 @@ fn steps_raised(
         }
     }
 
+    // Deputies of threads that have ended since become nothing, but they are to end in good order.
+    let mut surplus = KVec::new();
+    if let Some(d) = deputies {
+        for t in d.threads()? {
+            if !p.threads.iter().any(|n| n.0.tid == t.tid) {
+                surplus.push(t, GFP_KERNEL)?;
+            }
+        }
+    }
+    let slots = (p.threads.len() + surplus.len()) as u64;
+    let bytes = 2 * PAGE64 + slots * SLOT_BYTES;
+
     // A new park area where the image has nothing; then everything else goes.
-    let old_base = leader.base();
     let base = place_area(image, leader, bytes)?;
-    for (k, q) in threads.iter().enumerate() {
+    if let Some(d) = deputies {
+        d.set_area_bytes(bytes);
+    }
+    // In the last slots; those of threads to be made are in between.
+    let last = slots - surplus.len() as u64;
+    let placed = Iterator::chain((0..).zip(&threads), (last..).zip(&surplus));
+    for (k, q) in placed {
         q.set_open(false);
-        q.place(base, k as u64);
+        q.place(base, k);
         q.act(|q| {
             q.point_at_park();
             Ok(Next::Breathe)
         })?;
     }
-    let _ = old_base;
     leader.act(move |_| {
         mm::unmap_all(base, base + bytes)?;
         Ok(Next::Stay)
@@ -552,7 +572,6 @@ fn of_process(p: &Parsed<'_>, leader: &Puppet) -> Result<KVec<Call>> {
     push(Call::new(nr::CHDIR, &[s]).with(s, bytes_of(&[p.cwd, &[0]])?))?;
     push(Call::new(nr::UMASK, &[u64::from(st.umask & 0o777)]))?;
     push(Call::new(nr::PERSONALITY, &[u64::from(st.personality)]))?;
-    push(Call::new(nr::SETPRIORITY, &[0, 0, st.nice as i64 as u64]))?;
     let [value, interval] = p.process.itimer_real_ns;
     if value != 0 {
         let us = |ns: u64| -> [u64; 2] { [ns / 1_000_000_000, ns % 1_000_000_000 / 1_000] };
@@ -644,6 +663,16 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
     push(Call::new(nr::SET_ROBUST_LIST, &[st.robust, 24]))?;
     push(Call::new(nr::SET_TID_ADDRESS, &[st.ctid]).expecting(Expect::Exactly(u64::from(t.tid))))?;
     push(Call::new(nr::PRCTL, &[pr::SET_NAME, s]).with(s, bytes_of(&[&st.comm])?))?;
+    push(Call::new(nr::PRCTL, &[pr::SET_TIMERSLACK, st.slack_ns]))?;
+    // A deputy has them already, and no right to more than it had.
+    push(
+        Call::new(nr::SCHED_SETSCHEDULER, &[0, u64::from(st.policy), s])
+            .with(s, bytes_of(&[&[0; 4]])?)
+            .expecting(Expect::Anything),
+    )?;
+    push(
+        Call::new(nr::SETPRIORITY, &[0, 0, st.nice as i64 as u64]).expecting(Expect::Anything),
+    )?;
 
     // struct rt_sigframe: return address, ucontext, siginfo; then the extended state.
     let frame = s + 64;
@@ -741,31 +770,42 @@ fn credentials(p: &Parsed<'_>, q: &Arc<Puppet>) -> Result {
     ))?;
     push(Call::new(nr::SETFSGID, &[id(want.fsgid)]).expecting(Expect::Anything))?;
     push(Call::new(nr::SETFSUID, &[id(want.fsuid)]).expecting(Expect::Anything))?;
-    // Securebits need a capability that the next call may take away.
-    push(
-        Call::new(nr::PRCTL, &[pr::SET_SECUREBITS, id(want.securebits)]).expecting(
-            if want.cap_permitted >> 8 & 1 == 1 {
-                Expect::Success
-            } else {
-                Expect::Anything
-            },
-        ),
-    )?;
-    let half = |v: u64, hi: bool| (if hi { v >> 32 } else { v & 0xffff_ffff }) as u32;
-    let mut caps: KVec<u8> = KVec::new();
-    caps.extend_from_slice(&0x2008_0522u32.to_le_bytes(), GFP_KERNEL)?;
-    caps.extend_from_slice(&0u32.to_le_bytes(), GFP_KERNEL)?;
-    for hi in [false, true] {
-        for v in [want.cap_effective, want.cap_permitted, want.cap_inheritable] {
-            caps.extend_from_slice(&half(v, hi).to_le_bytes(), GFP_KERNEL)?;
-        }
+    // All that is permitted takes effect once more, since the next two need it.
+    push(Call::new(nr::CAPSET, &[s, s + 8]).with(
+        s,
+        capabilities(have.cap_permitted, have.cap_permitted, want.cap_inheritable)?,
+    ))?;
+    for cap in (0..41).filter(|cap| want.cap_ambient >> cap & 1 == 1) {
+        push(Call::new(
+            nr::PRCTL,
+            &[pr::CAP_AMBIENT, pr::CAP_AMBIENT_RAISE, cap, 0, 0],
+        ))?;
     }
-    push(Call::new(nr::CAPSET, &[s, s + 8]).with(s, caps))?;
+    push(Call::new(
+        nr::PRCTL,
+        &[pr::SET_SECUREBITS, id(want.securebits)],
+    ))?;
+    push(Call::new(nr::CAPSET, &[s, s + 8]).with(
+        s,
+        capabilities(want.cap_effective, want.cap_permitted, want.cap_inheritable)?,
+    ))?;
     if want.no_new_privs != 0 {
         push(Call::new(nr::PRCTL, &[pr::SET_NO_NEW_PRIVS, 1, 0, 0, 0]))?;
     }
     push(Call::new(nr::PRCTL, &[pr::SET_DUMPABLE, 1]))?;
     q.calls(c).map(|_| ())
+}
+
+/// What capset(2) takes: a header of its third version, then the sets in halves.
+fn capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<KVec<u8>> {
+    let mut v = KVec::new();
+    v.extend_from_slice(&0x2008_0522u64.to_le_bytes(), GFP_KERNEL)?;
+    for half in [0, 32] {
+        for set in [effective, permitted, inheritable] {
+            v.extend_from_slice(&((set >> half) as u32).to_le_bytes(), GFP_KERNEL)?;
+        }
+    }
+    Ok(v)
 }
 
 impl Adopted {
@@ -783,6 +823,7 @@ impl Adopted {
             let r = l.act(move |_| {
                 let p = Parsed::new(&img.0)?;
                 task::set_actions(&p.actions);
+                task::raise_usage(p.process.state.usage);
                 task::set_oom_score_adj(p.process.state.oom_score_adj);
                 wait_for_clock(p.process.state.monotonic_ns);
                 Ok(Next::Stay)

@@ -435,13 +435,7 @@ fn try_leave(
     match source {
         Some(s) => {
             let pushed = if crate::params::push() {
-                work::spawn(c"ssi", move || {
-                    if let Err(e) = s.push() {
-                        if e == EFAULT {
-                            process::memory_lost(s.pid);
-                        }
-                    }
-                })
+                s.start_push()
             } else {
                 Ok(())
             };
@@ -705,7 +699,8 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
         stub
     };
     let image = Arc::new(Image(image), GFP_KERNEL)?;
-    let adopted = adopt::adopt(image, &leader, a.token, from, home, here).inspect_err(|_| {
+    let deputies = deputy.as_ref().filter(|_| at_home).map(|d| &**d);
+    let adopted = adopt::adopt(image, &leader, deputies, a.token, from, home, here).inspect_err(|_| {
         if let Some(d) = deputy.as_ref().filter(|_| at_home) {
             adopt::undo(d, &leader);
         }
@@ -720,7 +715,7 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
         // Refuse a commit that may still be on its way: nothing of it ran.
         if let Some(g) = &adopted.pager {
             g.die();
-            crate::pager::pagers::remove_exact(a.token, g);
+            g.leave();
         }
         if let Some(d) = deputy.as_ref().filter(|_| at_home) {
             adopt::undo(d, &leader);
@@ -748,10 +743,13 @@ fn run(
     if home == here {
         if let Some(d) = processes::remove(u64::from(pid)) {
             for t in d.threads()?.iter().filter(|t| !adopted.has(t.tid)) {
-                // This thread ended where the process came from.
+                // This thread ended where the process came from. The area it ends in goes with
+                // the first threads that run.
                 let mut calls = KVec::new();
                 calls.push(Call::new(process::EXIT, &[0]), GFP_KERNEL)?;
-                t.post_calls(calls, 0)?;
+                if let Err(e) = t.post_calls(calls, 0).and_then(|_| t.wait_gone()) {
+                    pr_err!("thread {}: deputy did not end: {:?}\n", t.tid, e);
+                }
             }
             d.set_threads(KVec::new(), 0);
         }

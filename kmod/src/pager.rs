@@ -14,6 +14,7 @@
 //!
 //! Lock order: a pager's `inner` is taken under the memory's own locks, and for moments only.
 
+use crate::gate;
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
 use crate::stat::{self, Counter};
@@ -69,6 +70,7 @@ struct Inner {
     complete: bool,
     /// The source is dead, or the process is.
     dead: bool,
+    asked_all: bool,
     /// Where the next fault of a run would be, and how far to look ahead.
     expected: u64,
     window: u32,
@@ -99,11 +101,14 @@ pub struct Pager {
     wait: WaitQueue,
     #[pin]
     memory: SpinLock<Option<Arc<Memory>>>,
+    #[pin]
+    keeper: SpinLock<Option<gate::Keeper>>,
 }
 
 impl Pager {
     /// A pager that knows nothing yet.
     pub fn new(token: u64, pid: u32, source: NodeId) -> Result<Arc<Self>> {
+        let keeper = Some(gate::Keeper::new()?);
         let p = Arc::pin_init(
             pin_init!(Self {
                 token,
@@ -115,11 +120,13 @@ impl Pager {
                     installing: false,
                     complete: false,
                     dead: false,
+                    asked_all: false,
                     expected: 0,
                     window: 1,
                 }),
                 wait <- WaitQueue::new(),
                 memory <- new_spinlock!(None),
+                keeper <- new_spinlock!(keeper),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -205,6 +212,29 @@ impl Pager {
         let _ = self.wait.wait(until, 60_000, || self.known(addr));
     }
 
+    /// Whether the process runs while pages of it are missing.
+    pub fn is_filling(&self) -> bool {
+        self.memory.lock().is_some() && !self.inner.lock().dead
+    }
+
+    /// Asks the source to send everything, whatever it was told about sending unasked.
+    pub fn ask_all(&self) {
+        if core::mem::replace(&mut self.inner.lock().asked_all, true) {
+            return;
+        }
+        let v = Verdict::new(self.token, self.pid);
+        if crate::node::say(
+            self.source,
+            Class::Memory,
+            Kind::PagesAll,
+            wire::bytes(&v),
+        )
+        .is_err()
+        {
+            self.inner.lock().asked_all = false;
+        }
+    }
+
     /// The process has unmapped a range.
     pub fn forget(&self, start: u64, end: u64) {
         let mut from = start;
@@ -270,11 +300,29 @@ impl Pager {
         self.start_installer();
     }
 
+    fn has_left(&self) -> bool {
+        pagers::get(self.token).is_none()
+    }
+
+    /// As [`Pager::wait_filled`], but for a caller that also has signals to take.
+    pub fn wait_whole(&self, timeout_ms: u32) {
+        let _ = self
+            .wait
+            .wait(Until::Signal, timeout_ms, || self.has_left());
+    }
+
+    /// Takes it out of the table: it is whole, or nothing will come of it. False: that was done.
+    pub fn leave(self: &Arc<Self>) -> bool {
+        let left = pagers::remove_exact(self.token, self);
+        let keeper = self.keeper.lock().take();
+        drop(keeper);
+        left
+    }
+
     /// Waits until the memory is whole.
     pub fn wait_filled(&self, timeout_ms: u32) -> Result {
-        match self.wait.wait(Until::Kill, timeout_ms, || {
-            pagers::get(self.token).is_none()
-        }) {
+        self.ask_all();
+        match self.wait.wait(Until::Kill, timeout_ms, || self.has_left()) {
             Woken::Ready => Ok(()),
             Woken::Signal => Err(EINTR),
             Woken::Timeout => Err(ETIMEDOUT),
@@ -344,7 +392,7 @@ impl Pager {
     /// All pages are in, or none is wanted any more.
     fn finish(self: &Arc<Self>, memory: &Memory) {
         memory.unhook(self);
-        if !pagers::remove_exact(self.token, self) {
+        if !self.leave() {
             return;
         }
         *self.memory.lock() = None;
@@ -389,6 +437,7 @@ pub struct Source {
 #[derive(Default)]
 struct SourceState {
     over: bool,
+    pushing: bool,
     fetched_bytes: u64,
     pushed_bytes: u64,
 }
@@ -502,8 +551,27 @@ impl Source {
         Ok(())
     }
 
+    /// Starts to send everything, if that was not done before.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn start_push(self: &Arc<Self>) -> Result {
+        if core::mem::replace(&mut self.state.lock().pushing, true) {
+            return Ok(());
+        }
+        let me = self.clone();
+        work::spawn(c"ssi", move || {
+            if let Err(e) = me.push() {
+                if e == EFAULT {
+                    crate::process::memory_lost(me.pid);
+                }
+            }
+        })
+        .inspect_err(|_| self.state.lock().pushing = false)
+    }
+
     /// Sends all pages that hold data, then says that it was all.
-    pub fn push(&self) -> Result {
+    fn push(&self) -> Result {
         for r in &self.ranges {
             let mut a = r.start;
             while a < r.end {
@@ -547,6 +615,13 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                     }
                 }
             })
+        }
+        Kind::PagesAll => {
+            let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
+            match sources::get(v.token.get()).filter(|s| s.target == peer) {
+                Some(s) => s.start_push(),
+                None => Ok(()),
+            }
         }
         Kind::Pages => {
             let (p, pages) = wire::task::pages(payload).map_err(|_| EINVAL)?;

@@ -11,7 +11,8 @@ use crate::pager::{Pager, Source};
 use crate::puppet::{act_of, puppets, Call, Next, Puppet};
 use crate::stat::{self, Counter};
 use crate::sys::mm;
-use crate::sys::task::{self, SigInfo, TaskRef};
+use crate::sys::work;
+use crate::sys::task::{self, SigInfo, TaskRef, Usage};
 use crate::table;
 use crate::uapi;
 use crate::wire::task::{Ended, Signal, Stopped, Verdict};
@@ -26,6 +27,8 @@ table! {
     processes: Process
 }
 
+/// How long a deputy may take to note what its process used, in ms.
+const NOTE_MS: u32 = 500;
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 const SIGTSTP: i32 = 20;
@@ -53,6 +56,8 @@ struct State {
     place: Place,
     /// Its threads as puppets: deputies, or remnants.
     threads: KVec<Arc<Puppet>>,
+    /// It left a core where it ended.
+    core_dumped: bool,
     pager: Option<Arc<Pager>>,
     source: Option<Arc<Source>>,
     /// What the process it was did with its signals, for the flags of its children's.
@@ -84,6 +89,7 @@ impl Process {
                 state <- new_spinlock!(State {
                     place,
                     threads: KVec::new(),
+                    core_dumped: false,
                     pager: None,
                     source: None,
                     area_bytes: 0,
@@ -141,6 +147,11 @@ impl Process {
     /// The puppet of its leader.
     pub fn leader(&self) -> Option<Arc<Puppet>> {
         puppets::get(u64::from(self.pid))
+    }
+
+    /// Says how large its park area is.
+    pub fn set_area_bytes(&self, bytes: u64) {
+        self.state.lock().area_bytes = bytes;
     }
 
     /// Bytes of its park area.
@@ -252,10 +263,11 @@ impl Process {
     }
 
     /// The process has ended elsewhere with this wait status: its deputies end the same way.
-    fn end_deputies(self: &Arc<Self>, status: i32) -> Result {
+    fn end_deputies(self: &Arc<Self>, status: i32, usage: Usage) -> Result {
         if self.set_place(Place::Ending) == Place::Ending {
             return Ok(());
         }
+        self.state.lock().core_dumped = status & 0x80 != 0;
         if let Some(s) = self.source() {
             s.end();
         }
@@ -263,6 +275,13 @@ impl Process {
             return Ok(());
         };
         let signal = status & 0x7f;
+        if signal == SIGKILL {
+            return self.kill_deputies(&leader, usage);
+        }
+        leader.post(act_of(move |_: &Arc<Puppet>| {
+            task::raise_usage(usage);
+            Ok(Next::Stay)
+        })?)?;
         let mut calls = KVec::new();
         if signal == 0 {
             calls.push(
@@ -270,15 +289,6 @@ impl Process {
                 GFP_KERNEL,
             )?;
             leader.post_calls(calls, 0)?;
-            return Ok(());
-        }
-        if signal == SIGKILL {
-            if let Some(t) = TaskRef::find(self.pid) {
-                t.signal_thread(&SigInfo {
-                    signo: SIGKILL,
-                    ..SigInfo::default()
-                })?;
-            }
             return Ok(());
         }
         // Die of the signal itself, without a core: the memory here is not the process's.
@@ -293,6 +303,22 @@ impl Process {
         calls.push(Call::new(NR_TGKILL, &[me, me, signal as u64]), GFP_KERNEL)?;
         leader.post_calls(calls, 1u64.wrapping_shl(signal as u32 - 1))?;
         Ok(())
+    }
+
+    /// SIGKILL for the deputies, after a moment in which the leader may note what the process used:
+    /// it may be stopped, and that signal alone ends it then.
+    fn kill_deputies(&self, leader: &Arc<Puppet>, usage: Usage) -> Result {
+        let noted = leader.post(act_of(move |_: &Arc<Puppet>| {
+            task::raise_usage(usage);
+            Ok(Next::Stay)
+        })?);
+        let (leader, pid) = (leader.clone(), self.pid);
+        work::spawn(c"ssi", move || {
+            if let Ok(noted) = noted {
+                let _ = leader.outcome_within(&noted, NOTE_MS);
+            }
+            kill(pid);
+        })
     }
 
     /// The guest was stopped by a signal that has the default effect: stop here by the same.
@@ -371,6 +397,7 @@ impl Process {
                 let e = Ended {
                     pid: U32::new(self.pid),
                     status: U32::new(status as u32),
+                    usage: zerocopy::transmute!(task::usage()),
                 };
                 self.send(self.home, Kind::Ended, wire::bytes(&e));
                 stat::add(Counter::Guests, -1);
@@ -380,7 +407,12 @@ impl Process {
                 self.send(host, Kind::Kill, wire::bytes(&Verdict::new(0, self.pid)));
                 stat::add(Counter::Deputies, -1);
             }
-            Place::Ending => stat::add(Counter::Deputies, -1),
+            Place::Ending => {
+                if self.state.lock().core_dumped {
+                    task::say_core_dumped();
+                }
+                stat::add(Counter::Deputies, -1);
+            }
             // What is still fetched of it is held by its source, not by the task.
             Place::Remnant(_) => self.set_source(None),
             Place::Leaving => {}
@@ -481,7 +513,9 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Ended => {
             let (e, _) = wire::split::<Ended>(payload).map_err(|_| EINVAL)?;
             match processes::get(u64::from(e.pid.get())) {
-                Some(p) if p.place() == Place::Away(peer) => p.end_deputies(e.status.get() as i32),
+                Some(p) if p.place() == Place::Away(peer) => {
+                    p.end_deputies(e.status.get() as i32, zerocopy::transmute!(e.usage))
+                }
                 _ => Ok(()),
             }
         }

@@ -321,6 +321,18 @@ impl Puppet {
         }
     }
 
+    /// Waits until its task has ended.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`; `EINTR`.
+    pub fn wait_gone(&self) -> Result {
+        match self.done.wait(Until::Kill, ORDER_MS, || self.is_gone()) {
+            Woken::Ready => Ok(()),
+            Woken::Signal => Err(EINTR),
+            Woken::Timeout => Err(ETIMEDOUT),
+        }
+    }
+
     fn post_job(&self, job: Job) -> Result<Arc<Order>> {
         let o = Arc::pin_init(
             pin_init!(Order {
@@ -358,7 +370,15 @@ impl Puppet {
     /// # Errors
     /// The order's own; `ETIMEDOUT`; `ESRCH` when the puppet has ended; `EINTR`.
     pub fn outcome(&self, o: &Order) -> Result<u64> {
-        let woken = self.done.wait(Until::Kill, ORDER_MS, || {
+        self.outcome_within(o, ORDER_MS)
+    }
+
+    /// As [`Puppet::outcome`], for at most `timeout_ms`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn outcome_within(&self, o: &Order, timeout_ms: u32) -> Result<u64> {
+        let woken = self.done.wait(Until::Kill, timeout_ms, || {
             o.state.lock().outcome.is_some() || self.inner.lock().gone
         });
         if let Some(r) = o.state.lock().outcome {

@@ -27,6 +27,7 @@ pub mod capture;
 pub mod cell;
 pub mod ctl;
 pub mod files;
+pub mod gate;
 pub mod link;
 pub mod mover;
 pub mod node;
@@ -66,6 +67,7 @@ struct Ssi {
 
 impl kernel::Module for Ssi {
     fn init(module: &'static ThisModule) -> Result<Self> {
+        sys::calls::init();
         puppet::puppets::init();
         process::processes::init();
         pager::pagers::init();

@@ -6,6 +6,7 @@
 #include <linux/types.h>
 #include <linux/workqueue.h>
 
+struct pt_regs;
 struct socket;
 struct task_struct;
 struct tracepoint;
@@ -28,6 +29,11 @@ unsigned int ssi_pids_next(unsigned int nr, char *comm);
 /* trace.c */
 struct tracepoint *ssi_tracepoint_find(const char *name);
 void ssi_tracepoint_synchronize(void);
+
+int ssi_call_is_native(void);
+void ssi_call_skip(struct pt_regs *regs, long ax);
+void ssi_call_again(long number);
+int ssi_call_flags(struct pt_regs *regs, int indirect, u64 *flags);
 
 /* work.c */
 struct workqueue_struct *ssi_workqueue(int max_active);

@@ -26,6 +26,7 @@
 #include <linux/seccomp.h>
 #include <linux/sem.h>
 #include <linux/slab.h>
+#include <linux/task_io_accounting_ops.h>
 #include <linux/task_work.h>
 #include <linux/time_namespace.h>
 #include <linux/tracepoint.h>
@@ -38,8 +39,9 @@
 
 static_assert(sizeof(struct ssi_facts) == 128);
 static_assert(sizeof(struct ssi_creds) == 88);
-static_assert(sizeof(struct ssi_process) == 384);
-static_assert(sizeof(struct ssi_thread) == 376);
+static_assert(sizeof(struct ssi_usage) == 80);
+static_assert(sizeof(struct ssi_process) == 464);
+static_assert(sizeof(struct ssi_thread) == 392);
 static_assert(sizeof(struct ssi_siginfo) == 32);
 static_assert(sizeof(struct user_regs_struct) == sizeof(u64) * 27);
 
@@ -71,6 +73,11 @@ u32 ssi_task_tgid(struct task_struct *t)
 u32 ssi_current_tid(void)
 {
 	return current->pid;
+}
+
+u32 ssi_current_tgid(void)
+{
+	return current->tgid;
 }
 
 int ssi_signal_pending(void)
@@ -336,12 +343,85 @@ void ssi_process_get(struct ssi_process *p)
 	p->personality = current->personality;
 	p->dumpable = 1;
 	p->exit_signal = current->group_leader->exit_signal;
-	p->nice = task_nice(current);
 	p->oom_score_adj = current->signal->oom_score_adj;
 	ktime_get_ts64(&ts);
 	p->monotonic_ns = timespec64_to_ns(&ts) + timespec64_to_ns(&tns->offsets.monotonic);
 	ktime_get_boottime_ts64(&ts);
 	p->boottime_ns = timespec64_to_ns(&ts) + timespec64_to_ns(&tns->offsets.boottime);
+	ssi_usage_get(&p->usage);
+}
+
+/* With the lock of signals held. */
+static void usage_of(struct ssi_usage *u)
+{
+	const struct signal_struct *sig = current->signal;
+	struct task_struct *t;
+
+	u->utime_ns = sig->utime;
+	u->stime_ns = sig->stime;
+	u->runtime_ns = sig->sum_sched_runtime;
+	u->minflt = sig->min_flt;
+	u->majflt = sig->maj_flt;
+	u->nvcsw = sig->nvcsw;
+	u->nivcsw = sig->nivcsw;
+	u->inblock = sig->inblock;
+	u->oublock = sig->oublock;
+	for_each_thread(current, t) {
+		u->utime_ns += t->utime;
+		u->stime_ns += t->stime;
+		u->runtime_ns += t->se.sum_exec_runtime;
+		u->minflt += t->min_flt;
+		u->majflt += t->maj_flt;
+		u->nvcsw += t->nvcsw;
+		u->nivcsw += t->nivcsw;
+		u->inblock += task_io_get_inblock(t);
+		u->oublock += task_io_get_oublock(t);
+	}
+	u->maxrss_pages = sig->maxrss;
+}
+
+/* What the caller's process has used so far. */
+void ssi_usage_get(struct ssi_usage *u)
+{
+	spin_lock_irq(&current->sighand->siglock);
+	usage_of(u);
+	spin_unlock_irq(&current->sighand->siglock);
+	if (current->mm)
+		u->maxrss_pages = max_t(u64, u->maxrss_pages, get_mm_hiwater_rss(current->mm));
+}
+
+/* The caller's process has used at least this much. */
+void ssi_usage_raise(const struct ssi_usage *u)
+{
+	struct signal_struct *sig = current->signal;
+	struct ssi_usage now;
+
+	spin_lock_irq(&current->sighand->siglock);
+	usage_of(&now);
+	write_seqlock(&sig->stats_lock);
+#define RAISE(to, field) do { if (u->field > now.field) sig->to += u->field - now.field; } while (0)
+	RAISE(utime, utime_ns);
+	RAISE(stime, stime_ns);
+	RAISE(sum_sched_runtime, runtime_ns);
+	RAISE(min_flt, minflt);
+	RAISE(maj_flt, majflt);
+	RAISE(nvcsw, nvcsw);
+	RAISE(nivcsw, nivcsw);
+	RAISE(inblock, inblock);
+	RAISE(oublock, oublock);
+	RAISE(maxrss, maxrss_pages);
+#undef RAISE
+	write_sequnlock(&sig->stats_lock);
+	spin_unlock_irq(&current->sighand->siglock);
+}
+
+/* Whoever waits for the caller, which is ending by a signal, is told that there is a core. */
+void ssi_say_core_dumped(void)
+{
+	spin_lock_irq(&current->sighand->siglock);
+	if ((current->signal->flags & SIGNAL_GROUP_EXIT) && (current->signal->group_exit_code & 0x7f))
+		current->signal->group_exit_code |= 0x80;
+	spin_unlock_irq(&current->sighand->siglock);
 }
 
 /* What the caller's clocks are ahead of this kernel's. */
@@ -539,6 +619,9 @@ int ssi_thread_get(struct ssi_thread *t)
 	t->rseq_cpu = current->rseq.ids.cpu_id;
 	t->rseq_mm_cid = current->rseq.ids.mm_cid;
 	t->rseq_node = current->rseq.ids.node_id;
+	t->slack_ns = current->timer_slack_ns;
+	t->nice = task_nice(current);
+	t->policy = current->policy;
 	restart_get(t);
 	strscpy_pad(t->comm, current->comm, sizeof(t->comm));
 	return 0;

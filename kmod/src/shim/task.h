@@ -25,13 +25,21 @@ struct ssi_creds {
 	u32 securebits, no_new_privs, ngroups, pad;
 };
 
+/* Of all its threads, those that have ended as well. */
+struct ssi_usage {
+	u64 utime_ns, stime_ns, runtime_ns;
+	u64 minflt, majflt, nvcsw, nivcsw, inblock, oublock;
+	u64 maxrss_pages;
+};
+
 struct ssi_process {
 	u64 mm[11];		/* start_code .. env_end, see ssi_process_get() */
 	u64 rlim[16][2];
 	u32 umask, personality, dumpable, exit_signal;
-	s32 nice;
 	s32 oom_score_adj;
+	u32 pad;
 	u64 monotonic_ns, boottime_ns;
+	struct ssi_usage usage;
 };
 
 struct ssi_thread {
@@ -44,6 +52,9 @@ struct ssi_thread {
 	u64 restart[6];
 	u32 restart_kind, sas_flags, rseq_len, rseq_sig;
 	u32 rseq_cpu, rseq_mm_cid, rseq_node, pad;	/* what stands in its area */
+	u64 slack_ns;
+	s32 nice;
+	u32 policy;
 	u8 comm[16];
 };
 
@@ -72,7 +83,11 @@ struct cred;
 struct task_struct *ssi_task_find(u32 tid);
 void ssi_task_put(struct task_struct *t);
 u32 ssi_task_tgid(struct task_struct *t);
+void ssi_usage_get(struct ssi_usage *u);
+void ssi_usage_raise(const struct ssi_usage *u);
+void ssi_say_core_dumped(void);
 u32 ssi_current_tid(void);
+u32 ssi_current_tgid(void);
 int ssi_signal_pending(void);
 int ssi_fatal_signal_pending(void);
 int ssi_task_threads(struct task_struct *leader, u32 *tids, int max);

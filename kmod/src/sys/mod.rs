@@ -3,6 +3,7 @@
 //! The kernel's C side behind safe types. The only place of the module with `unsafe` and with the
 //! names of bindings and shim functions.
 
+pub mod calls;
 pub mod file;
 pub mod genl;
 pub mod mm;

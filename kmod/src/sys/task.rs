@@ -42,7 +42,7 @@ pub struct Facts {
 }
 const _: () = assert!(size_of::<Facts>() == 128);
 
-pub use crate::wire::image::{Action, Creds, ProcessState, Shift, SigInfo, ThreadState};
+pub use crate::wire::image::{Action, Creds, ProcessState, Shift, SigInfo, ThreadState, Usage};
 
 type RawTask = bindings::task_struct;
 
@@ -54,7 +54,11 @@ unsafe extern "C" {
     fn ssi_task_find(tid: u32) -> *mut RawTask;
     fn ssi_task_put(t: *mut RawTask);
     fn ssi_task_tgid(t: *mut RawTask) -> u32;
+    fn ssi_usage_get(u: *mut Usage);
+    fn ssi_usage_raise(u: *const Usage);
+    fn ssi_say_core_dumped();
     fn ssi_current_tid() -> u32;
+    fn ssi_current_tgid() -> u32;
     fn ssi_task_threads(t: *mut RawTask, tids: *mut u32, max: c_int) -> c_int;
     fn ssi_task_work_add(t: *mut RawTask, arg: *mut c_void, mode: c_int, gfp: u32) -> c_int;
     fn ssi_twa_signal() -> c_int;
@@ -346,6 +350,33 @@ pub fn clock_offsets() -> Shift {
     // SAFETY: The caller is a user task.
     unsafe { ssi_clock_offsets(&mut s.monotonic_ns, &mut s.boottime_ns) };
     s
+}
+
+/// What the caller's process has used so far.
+pub fn usage() -> Usage {
+    let mut u = Usage::default();
+    // SAFETY: The caller is a user task.
+    unsafe { ssi_usage_get(&mut u) };
+    u
+}
+
+/// The caller's process is to have used at least this much.
+pub fn raise_usage(u: Usage) {
+    let u = u.bounded();
+    // SAFETY: The caller is a user task.
+    unsafe { ssi_usage_raise(&u) };
+}
+
+/// Whoever waits for the caller, which is ending by a signal, is told that there is a core.
+pub fn say_core_dumped() {
+    // SAFETY: The caller is a user task.
+    unsafe { ssi_say_core_dumped() }
+}
+
+/// The process of the caller.
+pub fn tgid() -> u32 {
+    // SAFETY: No preconditions.
+    unsafe { ssi_current_tgid() }
 }
 
 /// Whether the caller is on its way out.

@@ -149,6 +149,43 @@ impl SigInfo {
     }
 }
 
+/// What a process has used, with all threads that it ever had; struct ssi_usage.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Usage {
+    pub utime_ns: u64,
+    pub stime_ns: u64,
+    pub runtime_ns: u64,
+    pub minflt: u64,
+    pub majflt: u64,
+    pub nvcsw: u64,
+    pub nivcsw: u64,
+    pub inblock: u64,
+    pub oublock: u64,
+    pub maxrss_pages: u64,
+}
+const _: () = assert!(size_of::<Usage>() == 80);
+
+impl Usage {
+    /// A copy in which nothing is so much that sums of it could overflow.
+    pub fn bounded(self) -> Self {
+        let b = |v: u64| v.min(1 << 60);
+        Self {
+            utime_ns: b(self.utime_ns),
+            stime_ns: b(self.stime_ns),
+            runtime_ns: b(self.runtime_ns),
+            minflt: b(self.minflt),
+            majflt: b(self.majflt),
+            nvcsw: b(self.nvcsw),
+            nivcsw: b(self.nivcsw),
+            inblock: b(self.inblock),
+            oublock: b(self.oublock),
+            maxrss_pages: self.maxrss_pages.min(1 << 40),
+        }
+    }
+}
+
 /// What the threads of a process share; struct ssi_process.
 #[derive(Clone, Copy, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -162,14 +199,15 @@ pub struct ProcessState {
     pub personality: u32,
     pub dumpable: u32,
     pub exit_signal: u32,
-    pub nice: i32,
     pub oom_score_adj: i32,
+    pub pad: u32,
     /// Its monotonic clock when it was captured.
     pub monotonic_ns: u64,
     /// Its boot-time clock when it was captured.
     pub boottime_ns: u64,
+    pub usage: Usage,
 }
-const _: () = assert!(size_of::<ProcessState>() == 384);
+const _: () = assert!(size_of::<ProcessState>() == 464);
 
 /// Body of [`Kind::Process`].
 #[derive(Clone, Copy, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -185,7 +223,7 @@ pub struct Process {
     /// Remaining time of its real-time interval timer, and its interval, ns.
     pub itimer_real_ns: [u64; 2],
 }
-const _: () = assert!(size_of::<Process>() == 504);
+const _: () = assert!(size_of::<Process>() == 584);
 
 /// One thread; struct ssi_thread. `regs` is `struct user_regs_struct`.
 #[derive(Clone, Copy, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -213,9 +251,14 @@ pub struct ThreadState {
     pub rseq_mm_cid: u32,
     pub rseq_node: u32,
     pub pad: u32,
+    /// Of its timers, ns.
+    pub slack_ns: u64,
+    pub nice: i32,
+    /// SCHED_OTHER, SCHED_BATCH or SCHED_IDLE.
+    pub policy: u32,
     pub comm: [u8; 16],
 }
-const _: () = assert!(size_of::<ThreadState>() == 376);
+const _: () = assert!(size_of::<ThreadState>() == 392);
 
 /// Times from here on are of the wall clock, which is the same for all: it is later than 2001, and
 /// no monotonic clock has run for so long.
@@ -279,7 +322,7 @@ pub struct Thread {
     pub reserved: u32,
     pub state: ThreadState,
 }
-const _: () = assert!(size_of::<Thread>() == 384);
+const _: () = assert!(size_of::<Thread>() == 400);
 
 impl Thread {
     /// Whether its registers may be given to a thread of ours, as ptrace would decide.

@@ -140,6 +140,8 @@ pub enum Kind {
     /// [`task::Verdict`]: every page has arrived, or none is needed any more; the source may
     /// forget them.
     PagesTaken = 51,
+    /// [`task::Verdict`]: send every page now, without being asked for each.
+    PagesAll = 52,
 }
 
 impl Kind {
@@ -166,6 +168,7 @@ impl Kind {
             49 => Kind::Pages,
             50 => Kind::PagesEnd,
             51 => Kind::PagesTaken,
+            52 => Kind::PagesAll,
             _ => return None,
         })
     }

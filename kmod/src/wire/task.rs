@@ -86,6 +86,8 @@ pub struct Ended {
     pub pid: U32,
     /// Wait status.
     pub status: U32,
+    /// What it has used: [`crate::wire::image::Usage`].
+    pub usage: [u8; 80],
 }
 
 /// A signal for a process or one of its threads.
