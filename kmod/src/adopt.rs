@@ -670,9 +670,7 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
             .with(s, bytes_of(&[&[0; 4]])?)
             .expecting(Expect::Anything),
     )?;
-    push(
-        Call::new(nr::SETPRIORITY, &[0, 0, st.nice as i64 as u64]).expecting(Expect::Anything),
-    )?;
+    push(Call::new(nr::SETPRIORITY, &[0, 0, st.nice as i64 as u64]).expecting(Expect::Anything))?;
 
     // struct rt_sigframe: return address, ucontext, siginfo; then the extended state.
     let frame = s + 64;

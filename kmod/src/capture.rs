@@ -488,7 +488,10 @@ impl Frozen {
         let r = write_image(self.pid, &noted, &c, memory, equal, itimer);
         let mut sent = Sent::new();
         sent.reserve(noted.len() + 1, GFP_KERNEL)?;
-        sent.push((0, core::mem::replace(&mut c.signals, KVVec::new())), GFP_KERNEL)?;
+        sent.push(
+            (0, core::mem::replace(&mut c.signals, KVVec::new())),
+            GFP_KERNEL,
+        )?;
         for n in noted {
             sent.push((n.puppet.tid, n.signals), GFP_KERNEL)?;
         }

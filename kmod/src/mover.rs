@@ -700,11 +700,12 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
     };
     let image = Arc::new(Image(image), GFP_KERNEL)?;
     let deputies = deputy.as_ref().filter(|_| at_home).map(|d| &**d);
-    let adopted = adopt::adopt(image, &leader, deputies, a.token, from, home, here).inspect_err(|_| {
-        if let Some(d) = deputy.as_ref().filter(|_| at_home) {
-            adopt::undo(d, &leader);
-        }
-    })?;
+    let adopted =
+        adopt::adopt(image, &leader, deputies, a.token, from, home, here).inspect_err(|_| {
+            if let Some(d) = deputy.as_ref().filter(|_| at_home) {
+                adopt::undo(d, &leader);
+            }
+        })?;
     let v = Verdict::new(a.token, pid);
     say(from, Class::Control, Kind::Ready, wire::bytes(&v))?;
     let _ = a

@@ -223,14 +223,7 @@ impl Pager {
             return;
         }
         let v = Verdict::new(self.token, self.pid);
-        if crate::node::say(
-            self.source,
-            Class::Memory,
-            Kind::PagesAll,
-            wire::bytes(&v),
-        )
-        .is_err()
-        {
+        if crate::node::say(self.source, Class::Memory, Kind::PagesAll, wire::bytes(&v)).is_err() {
             self.inner.lock().asked_all = false;
         }
     }

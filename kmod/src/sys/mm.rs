@@ -203,7 +203,9 @@ impl Memory {
             0 => Ok(Content::Zero),
             // Not where a file is mapped: there nothing means the file.
             // SAFETY: `to` has a page.
-            1 if !file_is_known && unsafe { ssi_page_is_zero(to.as_ptr().cast()) } != 0 => Ok(Content::Zero),
+            1 if !file_is_known && unsafe { ssi_page_is_zero(to.as_ptr().cast()) } != 0 => {
+                Ok(Content::Zero)
+            }
             1 => Ok(Content::Data),
             2 => Ok(Content::File),
             e => Err(Error::from_errno(e)),

@@ -601,7 +601,8 @@ pub fn waiting_signals(of_process: bool) -> Result<KVVec<SigInfo>> {
     loop {
         v.resize(room, SigInfo::default(), GFP_KERNEL)?;
         // SAFETY: There is room for `room` of them.
-        let n = unsafe { ssi_waiting_get(of_process.into(), v.as_mut_ptr(), room as c_int) } as usize;
+        let n =
+            unsafe { ssi_waiting_get(of_process.into(), v.as_mut_ptr(), room as c_int) } as usize;
         if n <= room {
             v.truncate(n);
             return Ok(v);

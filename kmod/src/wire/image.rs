@@ -117,7 +117,9 @@ pub struct Creds {
 const _: () = assert!(size_of::<Creds>() == 88);
 
 /// One signal; struct ssi_siginfo.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct SigInfo {
@@ -140,7 +142,14 @@ impl SigInfo {
     /// As system calls have it: siginfo_t.
     pub fn to_user(&self) -> [u8; 128] {
         let mut u = [0; 128];
-        let head = [self.signo, self.err, self.code, 0, self.pid, self.uid as i32];
+        let head = [
+            self.signo,
+            self.err,
+            self.code,
+            0,
+            self.pid,
+            self.uid as i32,
+        ];
         let fields = head.iter().flat_map(|v| v.to_le_bytes());
         for (to, from) in u.iter_mut().zip(fields.chain(self.value.to_le_bytes())) {
             *to = from;
@@ -150,7 +159,9 @@ impl SigInfo {
 }
 
 /// What a process has used, with all threads that it ever had; struct ssi_usage.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Usage {
@@ -514,7 +525,9 @@ mod tests {
             monotonic_ns: -5,
             boottime_ns: 7,
         };
-        for (kind, clock, when, expect) in [(1, 1, 3, 95), (1, 7, 3, 107), (2, 0, 3, 95), (3, 0, 4, 95)] {
+        for (kind, clock, when, expect) in
+            [(1, 1, 3, 95), (1, 7, 3, 107), (2, 0, 3, 95), (3, 0, 4, 95)]
+        {
             let mut t = ThreadState {
                 restart_kind: kind,
                 ..ThreadState::default()
@@ -544,7 +557,7 @@ mod tests {
         put(&mut v, Kind::End, b"");
         assert_eq!(
             v.len(),
-            record_bytes(504) + record_bytes(6) + record_bytes(0)
+            record_bytes(size_of::<Process>()) + record_bytes(6) + record_bytes(0)
         );
         let mut r = Records::new(&v);
         assert_eq!(r.next_record().unwrap().unwrap().0, Kind::Process);

@@ -169,10 +169,16 @@ fn step(cluster: &Cluster, proc: &Proc<'_>, to: Node) -> Result<String> {
         output.evidence()
     );
     let report = last_json(&output)?;
+    let ticks = || {
+        Ok::<_, anyhow::Error>(
+            task(cluster, to, proc.pid())?
+                .context("it has ended")?
+                .ticks,
+        )
+    };
+    let before = ticks()?;
     prove_runs(cluster, proc.pid(), "python3", N1, to, Doing::Printing)?;
-    let ticks = task(cluster, to, proc.pid())?
-        .context("it has ended")?
-        .ticks;
+    let ticks = ticks()?.saturating_sub(before);
     let number = |key: &str| {
         find(&report, key)
             .and_then(Value::as_u64)
@@ -185,7 +191,7 @@ fn step(cluster: &Cluster, proc: &Proc<'_>, to: Node) -> Result<String> {
         "; n1 keeps its deputy, which does next to nothing"
     };
     Ok(format!(
-        "\n== ssictl migrate {pid} --to {to}\n== Process {pid} is run by the kernel of {to} now, which has given it {:.1} s of \
+        "\n== ssictl migrate {pid} --to {to}\n== Process {pid} is run by the kernel of {to} now, which has given it {:.1} s more of \
          its processor{other}.\n== It stood still for {:.1} ms; {} KiB moved.\n",
         ticks as f64 / 100.0,
         number("committed_us")? as f64 / 1000.0,
