@@ -29,6 +29,9 @@ user: ## build the programs of user space, static
 	@mkdir -p $(BUILD)
 	@cd target/$(if $(BENCH),bench/)x86_64-unknown-linux-gnu/release && install -C -t $(CURDIR)/$(BUILD) $(USER)
 
+man: user ## write the manual pages into build/man/
+	@$(BUILD)/ssid --man build/man && $(BUILD)/ssictl man build/man && ls build/man
+
 vm: ## build what VMs boot from
 	@$(CARGO) build --release --locked --package unum-vm
 	@mkdir -p build
@@ -75,4 +78,4 @@ fmt: ## format everything
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user vm check host-test test test-all bench demo fmt clean
+.PHONY: help all kmod user man vm check host-test test test-all bench demo fmt clean

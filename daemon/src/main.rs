@@ -3,12 +3,13 @@
 //! ssid, the node daemon of a Unum cluster.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use ssid::config::{Config, DEFAULT_PATH};
 use ssid::tls::Identity;
 use tracing_subscriber::EnvFilter;
@@ -28,6 +29,9 @@ struct Arguments {
     /// Check the configuration and the certificates, say what is wrong, and exit
     #[arg(long)]
     check_config: bool,
+    /// Write the manual page into this directory, and exit
+    #[arg(long, value_name = "DIR", hide = true)]
+    man: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,10 @@ fn main() -> ExitCode {
 
 /// All that comes before the log: the configuration to run with, unless it was only to be checked.
 fn prepare(arguments: &Arguments) -> anyhow::Result<Option<Config>> {
+    if let Some(dir) = &arguments.man {
+        man(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+        return Ok(None);
+    }
     let config = Config::load(&arguments.config)?;
     if arguments.check_config {
         Identity::load(&config)?;
@@ -70,6 +78,15 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<Option<Config>> {
     }
     log(&config)?;
     Ok(Some(config))
+}
+
+/// Writes ssid(8), from the grammar of the arguments.
+fn man(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let mut page = File::create(dir.join("ssid.8"))?;
+    clap_mangen::Man::new(Arguments::command())
+        .section("8")
+        .render(&mut page)
 }
 
 /// To the journal when the service manager reads it, else to stderr.
