@@ -584,21 +584,9 @@ fn write_image(
     out.signals(0, &c.signals)?;
     out.record(image::Kind::Files, &[&c.files.encode()?])?;
 
-    let (mut vmas, paths) = memory.vmas()?;
-    if vmas.len() > image::MAX_MAPPINGS {
-        return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
-    }
-    for k in 0..vmas.len() {
-        let n = vmas
-            .iter()
-            .filter(|v| v.file_key != 0 && v.file_key == vmas[k].file_key)
-            .count();
-        vmas[k].file_vmas = n as u32;
-    }
+    let (vmas, paths) = mappings(memory)?;
     for v in &vmas {
-        let path = paths
-            .get(v.path_offset as usize..(v.path_offset + v.path_len) as usize)
-            .unwrap_or(&[]);
+        let path = path_of(v, &paths);
         let known = is_equal(equal, (v.major, v.minor, v.ino)) && !path.ends_with(b" (deleted)");
         let way = way_of(v, path, known)?;
         let mut flags = 0;
@@ -698,6 +686,44 @@ fn write_image(
         return Err(Refusal::about(Reason::TooLarge, out.0.len() as u64));
     }
     Ok((out.0, ranges))
+}
+
+/// The mappings of a memory, each with the number of those that map the same open file.
+fn mappings(memory: &Memory) -> core::result::Result<(KVVec<Vma>, KVVec<u8>), Refusal> {
+    let (mut vmas, paths) = memory.vmas()?;
+    if vmas.len() > image::MAX_MAPPINGS {
+        return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
+    }
+    let mut keys = KVVec::with_capacity(vmas.len(), GFP_KERNEL)?;
+    for v in vmas.iter().filter(|v| v.file_key != 0) {
+        keys.push(v.file_key, GFP_KERNEL)?;
+    }
+    keys.sort_unstable();
+    for v in &mut vmas {
+        let before = keys.partition_point(|k| *k < v.file_key);
+        let upto = keys.partition_point(|k| *k <= v.file_key);
+        v.file_vmas = (upto - before) as u32;
+    }
+    Ok((vmas, paths))
+}
+
+fn path_of<'a>(v: &Vma, paths: &'a [u8]) -> &'a [u8] {
+    paths
+        .get(v.path_offset as usize..(v.path_offset + v.path_len) as usize)
+        .unwrap_or(&[])
+}
+
+/// What of the mappings of a process can be told without stopping it.
+pub fn judge_memory(t: &TaskRef) -> core::result::Result<(), Refusal> {
+    let memory = Memory::of(t).ok_or(Refusal::new(Reason::Ending))?;
+    let (vmas, paths) = mappings(&memory)?;
+    for v in &vmas {
+        // Mappings whose pages are still on their way look special for a while.
+        if v.flags & VM_MIXEDMAP == 0 {
+            way_of(v, path_of(v, &paths), true)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_equal(equal: &[FileId], id: (u32, u32, u64)) -> bool {

@@ -21,7 +21,7 @@
 //! target took the process with it.
 
 use crate::adopt::{self, Adopted, Image};
-use crate::capture::{judge, Frozen, Refusal};
+use crate::capture::{judge, judge_memory, Frozen, Refusal};
 use crate::ctl;
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
@@ -184,7 +184,10 @@ pub fn why(pid: u32) -> Result<Answer> {
     let here = crate::node::me().ok_or(ENOTCONN)?;
     Ok(match check(pid, here) {
         Ok((t, ..)) => match crate::files::check(&t) {
-            Ok(()) => yes(),
+            Ok(()) => match judge_memory(&t) {
+                Ok(()) => yes(),
+                Err(r) => r.into(),
+            },
             Err(r) => Answer {
                 reason: r.reason,
                 detail: r.fd,
