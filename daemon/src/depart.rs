@@ -27,6 +27,12 @@ const MOVE_IN: Duration = Duration::from_secs(120);
 const FILL_IN: Duration = Duration::from_secs(600);
 /// After a last call the module is asked again this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The target is told to forget a migration for so long. After that it gives up by itself.
+const CANCEL_IN: Duration = Duration::from_secs(180);
+/// Longest wait for its word that it has.
+const CANCEL_AGAIN: Duration = Duration::from_secs(10);
+/// Pause before it is told again.
+const CANCEL_PAUSE: Duration = Duration::from_secs(1);
 /// Inputs of one migration that wait.
 const MAX_INPUTS: usize = 16;
 /// Bytes of files named in one request: leaves room for the rest of the message.
@@ -188,12 +194,7 @@ impl Departures {
                 }
                 Some(Output::Look) => Input::Found(self.look(order).await),
                 Some(Output::Cancel) => {
-                    // Should it not arrive, the target gives up by itself.
-                    let _ = target
-                        .ask(Request::Cancel(Cancel {
-                            token: departure.token,
-                        }))
-                        .await;
+                    cancel(target, departure.token).await;
                     continue;
                 }
                 Some(Output::Progress(phase)) => {
@@ -303,6 +304,28 @@ impl Departures {
             None => Place::There,
         }
     }
+}
+
+/// Tells the target to forget a migration, as soon as it can be told.
+async fn cancel(target: &Peer, token: u64) {
+    let cancel = move || Request::Cancel(Cancel { token });
+    // Before anything else that is asked of it, a second try of the same move for one.
+    let first = target.ask(cancel()).await;
+    let target = target.clone();
+    tokio::spawn(async move {
+        let until = Instant::now() + CANCEL_IN;
+        let mut taken = match first {
+            Ok(mut answers) => matches!(
+                tokio::time::timeout(CANCEL_AGAIN, answers.recv()).await,
+                Ok(Some(_))
+            ),
+            Err(_) => false,
+        };
+        while !taken && Instant::now() < until {
+            tokio::time::sleep(CANCEL_PAUSE).await;
+            taken = target.ask_once(cancel(), CANCEL_AGAIN).await.is_ok();
+        }
+    });
 }
 
 /// What the module's answer means for the one who asked.
