@@ -62,10 +62,12 @@ struct Ssi {
     _files: files::Service,
     _pool: sys::work::Pool,
     _memory: sys::mm::Device,
+    _text: sys::work::Text,
 }
 
 impl kernel::Module for Ssi {
     fn init(module: &'static ThisModule) -> Result<Self> {
+        let _text = sys::work::Text::new();
         puppet::puppets::init();
         process::processes::init();
         pager::pagers::init();
@@ -83,6 +85,7 @@ impl kernel::Module for Ssi {
             _files,
             _pool,
             _memory,
+            _text,
         })
     }
 }
