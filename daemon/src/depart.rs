@@ -23,6 +23,10 @@ use crate::proc;
 const PREPARE_IN: Duration = Duration::from_secs(90);
 /// A move takes longer only when something is lost.
 const MOVE_IN: Duration = Duration::from_secs(120);
+/// Longest wait for memory that has yet to come here, before the process can go on.
+const WHOLE_IN: Duration = Duration::from_secs(120);
+/// Pause before it is looked for again.
+const WHOLE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait for the memory to follow.
 const FILL_IN: Duration = Duration::from_secs(600);
 /// After a last call the module is asked again this often.
@@ -138,6 +142,7 @@ impl Departures {
         let mut migration = Migration::new(order.wait);
         let mut departure = self.begin()?;
         progress(migration.phase());
+        self.wait_whole(order.pid).await;
         let (ids, files) = self.read_files(order.pid).await;
         let mut took = Took {
             digest_us: micros(start),
@@ -210,6 +215,18 @@ impl Departures {
                 Some(Output::Fail(failure)) => return Err(failure),
             };
             todo.extend(migration.step(input));
+        }
+    }
+
+    /// Waits until no page of the process is elsewhere, so that its target need not wait for that.
+    /// If it takes too long, the module says so.
+    async fn wait_whole(&self, pid: u32) {
+        let until = Instant::now() + WHOLE_IN;
+        while Instant::now() < until
+            && let Ok(Some(record)) = self.module.process(pid).await
+            && record.missing_pages.get() != 0
+        {
+            tokio::time::sleep(WHOLE_PAUSE).await;
         }
     }
 

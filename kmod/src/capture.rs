@@ -133,7 +133,12 @@ pub fn judge(f: &Facts, away: bool) -> core::result::Result<(), Refusal> {
         return no(Reason::ProcessorFeature);
     }
     if f.frozen != 0 {
-        return no(Reason::Frozen);
+        let by: &[u8] = if f.frozen & 1 != 0 {
+            b"by its cgroup"
+        } else {
+            b"by a signal"
+        };
+        return Err(Refusal::named(Reason::Frozen, 0, by));
     }
     if f.policy != 0 && f.policy != 3 && f.policy != 5 {
         return no(Reason::Scheduling);
@@ -580,21 +585,9 @@ fn write_image(
     out.signals(0, &c.signals)?;
     out.record(image::Kind::Files, &[&c.files.encode()?])?;
 
-    let (mut vmas, paths) = memory.vmas()?;
-    if vmas.len() > image::MAX_MAPPINGS {
-        return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
-    }
-    for k in 0..vmas.len() {
-        let n = vmas
-            .iter()
-            .filter(|v| v.file_key != 0 && v.file_key == vmas[k].file_key)
-            .count();
-        vmas[k].file_vmas = n as u32;
-    }
+    let (vmas, paths) = mappings(memory)?;
     for v in &vmas {
-        let path = paths
-            .get(v.path_offset as usize..(v.path_offset + v.path_len) as usize)
-            .unwrap_or(&[]);
+        let path = path_of(v, &paths);
         let known = is_equal(equal, (v.major, v.minor, v.ino)) && !path.ends_with(b" (deleted)");
         let way = way_of(v, path, known)?;
         let mut flags = 0;
@@ -694,6 +687,37 @@ fn write_image(
         return Err(Refusal::about(Reason::TooLarge, out.0.len() as u64));
     }
     Ok((out.0, ranges))
+}
+
+/// The mappings of a memory, each with how many there are of its file, and the text of their paths.
+fn mappings(memory: &Memory) -> core::result::Result<(KVVec<Vma>, KVVec<u8>), Refusal> {
+    let (mut vmas, paths) = memory.vmas()?;
+    if vmas.len() > image::MAX_MAPPINGS {
+        return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
+    }
+    for k in 0..vmas.len() {
+        let n = vmas
+            .iter()
+            .filter(|v| v.file_key != 0 && v.file_key == vmas[k].file_key)
+            .count();
+        vmas[k].file_vmas = n as u32;
+    }
+    Ok((vmas, paths))
+}
+
+fn path_of<'a>(v: &Vma, paths: &'a [u8]) -> &'a [u8] {
+    paths
+        .get(v.path_offset as usize..(v.path_offset + v.path_len) as usize)
+        .unwrap_or(&[])
+}
+
+/// Whether every mapping has a way to another node.
+pub fn judge_memory(memory: &Memory) -> core::result::Result<(), Refusal> {
+    let (vmas, paths) = mappings(memory)?;
+    for v in &vmas {
+        way_of(v, path_of(v, &paths), false)?;
+    }
+    Ok(())
 }
 
 fn is_equal(equal: &[FileId], id: (u32, u32, u64)) -> bool {

@@ -220,7 +220,8 @@ void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 			f->io_uring = 1;
 		if (p->ptrace)
 			f->ptraced = 1;
-		if (p->frozen || (READ_ONCE(p->jobctl) & JOBCTL_TRAP_FREEZE))
+		/* A parent waiting for its vfork child counts as frozen, and is not. */
+		if (READ_ONCE(p->jobctl) & JOBCTL_TRAP_FREEZE)
 			f->frozen |= 1;
 		if (READ_ONCE(p->jobctl) & (JOBCTL_STOPPED | JOBCTL_STOP_PENDING))
 			f->frozen |= 2;
