@@ -428,12 +428,7 @@ fn try_leave(
         Stage::Failed(e) if e == ETIMEDOUT.to_errno().unsigned_abs() => {
             return Err(back(&frozen, Refusal::new(Reason::TargetLost)))
         }
-        Stage::Failed(e) => {
-            return Err(back(
-                &frozen,
-                Refusal::about(Reason::TargetRefused, u64::from(e)),
-            ))
-        }
+        Stage::Failed(e) => return Err(back(&frozen, refused(e))),
         _ => return Err(back(&frozen, Refusal::new(Reason::TargetLost))),
     }
     m.timing.took(|r, us| r.ready_us = us);
@@ -451,12 +446,7 @@ fn try_leave(
     }
     match m.wait_not(Stage::Ready, DEAD_MS) {
         Stage::Committed => {}
-        Stage::Failed(e) => {
-            return Err(back(
-                &frozen,
-                Refusal::about(Reason::TargetRefused, u64::from(e)),
-            ))
-        }
+        Stage::Failed(e) => return Err(back(&frozen, refused(e))),
         _ => {
             // It may have run there, and it died with that node.
             let _ = leader.signal_thread(&SigInfo {
@@ -520,6 +510,16 @@ fn try_leave(
         }
     }
     Ok(())
+}
+
+/// What the target's errno means for who asked.
+fn refused(errno: u32) -> Refusal {
+    const MISSING: [Error; 2] = [ENOENT, ENOTDIR];
+    if MISSING.iter().any(|e| e.to_errno().unsigned_abs() == errno) {
+        // A directory, a device, or a mapped file that was there a moment ago.
+        return Refusal::new(Reason::MissingPath);
+    }
+    Refusal::about(Reason::TargetRefused, u64::from(errno))
 }
 
 /// What runs at the target now is to end.
@@ -769,6 +769,9 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
                 break;
             }
             task::sleep_ms(20);
+        }
+        if d.source().is_some() {
+            return Err(EBUSY);
         }
         d.leader().ok_or(ESRCH)?
     } else {

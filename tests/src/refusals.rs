@@ -14,7 +14,7 @@ use crate::ssictl::{must_refuse, try_migrate};
 use crate::suite::Test;
 
 /// Kinds of tests/guest/refuse.c, and the reason each has to give.
-const KINDS: [(&str, &str); 19] = [
+const KINDS: [(&str, &str); 20] = [
     ("socket", "file-kind"),
     ("listener", "file-kind"),
     ("seccomp", "seccomp"),
@@ -34,6 +34,7 @@ const KINDS: [(&str, &str); 19] = [
     ("mount-space", "namespace"),
     ("uts-space", "namespace"),
     ("missing-directory", "missing-path"),
+    ("missing-opened", "missing-path"),
 ];
 
 /// The tests.
