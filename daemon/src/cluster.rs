@@ -367,7 +367,17 @@ impl Cluster {
 
     async fn serve(self: Arc<Self>, from: NodeId, request: Request, replies: Replies) {
         let answer = match request {
-            Request::Prepare(p) => self.arrivals.prepare(from, p).await.map(Answer::Prepared),
+            Request::Prepare(p) => {
+                let token = p.token;
+                let answer = self.arrivals.prepare(from, p).await.map(Answer::Prepared);
+                let ready = answer.is_ok();
+                let answer = answer.unwrap_or_else(|f| Answer::Failed(Failed::from(&f)));
+                // Who asked on a connection that is gone has given up: nothing will come.
+                if !replies.finish(answer).await && ready {
+                    self.arrivals.cancel(from, token).await;
+                }
+                return;
+            }
             Request::Cancel(c) => {
                 self.arrivals.cancel(from, c.token).await;
                 Ok(Answer::Done(Done {}))

@@ -23,10 +23,20 @@ use crate::proc;
 const PREPARE_IN: Duration = Duration::from_secs(90);
 /// A move takes longer only when something is lost.
 const MOVE_IN: Duration = Duration::from_secs(120);
+/// Longest wait for memory that has yet to come here, before the process can go on.
+const WHOLE_IN: Duration = Duration::from_secs(120);
+/// Pause before it is looked for again.
+const WHOLE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait for the memory to follow.
 const FILL_IN: Duration = Duration::from_secs(600);
 /// After a last call the module is asked again this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The target is told to forget a migration for so long. After that it gives up by itself.
+const CANCEL_IN: Duration = Duration::from_secs(180);
+/// Longest wait for its word that it has.
+const CANCEL_AGAIN: Duration = Duration::from_secs(10);
+/// Pause before it is told again.
+const CANCEL_PAUSE: Duration = Duration::from_secs(1);
 /// Inputs of one migration that wait.
 const MAX_INPUTS: usize = 16;
 /// Bytes of files named in one request: leaves room for the rest of the message.
@@ -132,6 +142,7 @@ impl Departures {
         let mut migration = Migration::new(order.wait);
         let mut departure = self.begin()?;
         progress(migration.phase());
+        self.wait_whole(order.pid).await;
         let (ids, files) = self.read_files(order.pid).await;
         let mut took = Took {
             digest_us: micros(start),
@@ -188,12 +199,7 @@ impl Departures {
                 }
                 Some(Output::Look) => Input::Found(self.look(order).await),
                 Some(Output::Cancel) => {
-                    // Should it not arrive, the target gives up by itself.
-                    let _ = target
-                        .ask(Request::Cancel(Cancel {
-                            token: departure.token,
-                        }))
-                        .await;
+                    cancel(target, departure.token).await;
                     continue;
                 }
                 Some(Output::Progress(phase)) => {
@@ -209,6 +215,18 @@ impl Departures {
                 Some(Output::Fail(failure)) => return Err(failure),
             };
             todo.extend(migration.step(input));
+        }
+    }
+
+    /// Waits until no page of the process is elsewhere, so that its target need not wait for that.
+    /// If it takes too long, the module says so.
+    async fn wait_whole(&self, pid: u32) {
+        let until = Instant::now() + WHOLE_IN;
+        while Instant::now() < until
+            && let Ok(Some(record)) = self.module.process(pid).await
+            && record.missing_pages.get() != 0
+        {
+            tokio::time::sleep(WHOLE_PAUSE).await;
         }
     }
 
@@ -303,6 +321,28 @@ impl Departures {
             None => Place::There,
         }
     }
+}
+
+/// Tells the target to forget a migration, as soon as it can be told.
+async fn cancel(target: &Peer, token: u64) {
+    let cancel = move || Request::Cancel(Cancel { token });
+    // Before anything else that is asked of it, a second try of the same move for one.
+    let first = target.ask(cancel()).await;
+    let target = target.clone();
+    tokio::spawn(async move {
+        let until = Instant::now() + CANCEL_IN;
+        let mut taken = match first {
+            Ok(mut answers) => matches!(
+                tokio::time::timeout(CANCEL_AGAIN, answers.recv()).await,
+                Ok(Some(_))
+            ),
+            Err(_) => false,
+        };
+        while !taken && Instant::now() < until {
+            tokio::time::sleep(CANCEL_PAUSE).await;
+            taken = target.ask_once(cancel(), CANCEL_AGAIN).await.is_ok();
+        }
+    });
 }
 
 /// What the module's answer means for the one who asked.

@@ -104,7 +104,7 @@ pub fn hint(reason: Reason) -> &'static str {
         Reason::Compat => "32-bit programs cannot move yet",
         Reason::Timer => "timers of that kind cannot move yet",
         Reason::ProcessorFeature => "the target's processor or kernel lacks what it uses",
-        Reason::Frozen => "thaw its cgroup",
+        Reason::Frozen => "thaw its cgroup, or let it continue",
         Reason::Unreachable => "it is inside a system call that cannot be interrupted; try again",
         Reason::SysvIpc => "System V shared memory and semaphores cannot move yet",
         Reason::AsyncIo => "asynchronous I/O and io_uring cannot move yet",

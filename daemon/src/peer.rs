@@ -81,11 +81,15 @@ impl Replies {
         }
     }
 
-    /// Sends the last answer, unless the connection is gone.
-    pub async fn finish(self, answer: Answer) {
-        if let Some(queue) = self.queue.upgrade() {
-            let _ = queue.send_timeout(self.body(answer), ANSWER_IN).await;
-        }
+    /// Sends the last answer; says whether the connection was still there to take it.
+    pub async fn finish(self, answer: Answer) -> bool {
+        let Some(queue) = self.queue.upgrade() else {
+            return false;
+        };
+        queue
+            .send_timeout(self.body(answer), ANSWER_IN)
+            .await
+            .is_ok()
     }
 
     fn body(&self, answer: Answer) -> Body {

@@ -133,7 +133,12 @@ pub fn judge(f: &Facts, away: bool) -> core::result::Result<(), Refusal> {
         return no(Reason::ProcessorFeature);
     }
     if f.frozen != 0 {
-        return no(Reason::Frozen);
+        let by: &[u8] = if f.frozen & 1 != 0 {
+            b"by its cgroup"
+        } else {
+            b"by a signal"
+        };
+        return Err(Refusal::named(Reason::Frozen, 0, by));
     }
     if f.policy != 0 && f.policy != 3 && f.policy != 5 {
         return no(Reason::Scheduling);
@@ -688,7 +693,7 @@ fn write_image(
     Ok((out.0, ranges))
 }
 
-/// The mappings of a memory, each with the number of those that map the same open file.
+/// The mappings of a memory, each with how many there are of its file, and the text of their paths.
 fn mappings(memory: &Memory) -> core::result::Result<(KVVec<Vma>, KVVec<u8>), Refusal> {
     let (mut vmas, paths) = memory.vmas()?;
     if vmas.len() > image::MAX_MAPPINGS {
@@ -713,14 +718,13 @@ fn path_of<'a>(v: &Vma, paths: &'a [u8]) -> &'a [u8] {
         .unwrap_or(&[])
 }
 
-/// What of the mappings of a process can be told without stopping it.
-pub fn judge_memory(t: &TaskRef) -> core::result::Result<(), Refusal> {
-    let memory = Memory::of(t).ok_or(Refusal::new(Reason::Ending))?;
-    let (vmas, paths) = mappings(&memory)?;
+/// Whether every mapping has a way to another node.
+pub fn judge_memory(memory: &Memory) -> core::result::Result<(), Refusal> {
+    let (vmas, paths) = mappings(memory)?;
     for v in &vmas {
         // Mappings whose pages are still on their way look special for a while.
         if v.flags & VM_MIXEDMAP == 0 {
-            way_of(v, path_of(v, &paths), true)?;
+            way_of(v, path_of(v, &paths), false)?;
         }
     }
     Ok(())

@@ -31,7 +31,7 @@ use crate::process::{self, processes, Place, Process};
 use crate::puppet::{Call, Puppet};
 use crate::stat::{self, Counter};
 use crate::sys::mm::Memory;
-use crate::sys::task::{self, SigInfo, TaskRef};
+use crate::sys::task::{self, Facts, SigInfo, TaskRef};
 use crate::sys::wait::{Until, WaitQueue, Woken};
 use crate::sys::work;
 use crate::table;
@@ -48,8 +48,15 @@ const READY_MS: u32 = 30_000;
 /// How long a target waits for its stub, for the rest of an image, and for the commit, in ms.
 const STUB_MS: u32 = 15_000;
 const COMMIT_MS: u32 = 60_000;
-/// How long a process whose pages are still elsewhere is waited for, in ms.
-const FILL_MS: u32 = 120_000;
+/// How long a stub waits for the beginning of an image, in ms. Longer than a source takes to stop
+/// its process, [`FILL_MS`] included.
+const IDLE_MS: u32 = 40_000;
+/// How long a process whose pages are still elsewhere is waited for, in ms. Its target waits
+/// meanwhile, so ssid begins when they are there, or nearly.
+const FILL_MS: u32 = 25_000;
+/// Who only looks at a process's memory is waited for.
+const SETTLE_TRIES: u32 = 10;
+const SETTLE_MS: u32 = 20;
 /// A node that stays silent is declared dead by then.
 const DEAD_MS: u32 = u32::MAX / 2;
 
@@ -100,6 +107,37 @@ enum Stage {
     Lost,
 }
 
+/// What is told of a migration in the end. Whoever tells a part of it knows all that came before.
+#[pin_data]
+pub struct Timing {
+    #[pin]
+    report: SpinLock<Report>,
+    /// When the threads began to be stopped.
+    started_ns: AtomicU64,
+}
+
+impl Timing {
+    fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                report <- new_spinlock!(Report::default()),
+                started_ns: AtomicU64::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn since_us(&self) -> U64 {
+        U64::new(task::now_ns().saturating_sub(self.started_ns.load(Ordering::Relaxed)) / 1000)
+    }
+
+    /// Notes something that took from the beginning until now.
+    fn took(&self, note: impl FnOnce(&mut Report, U64)) {
+        let us = self.since_us();
+        note(&mut self.report.lock(), us);
+    }
+}
+
 /// A migration at its source.
 #[pin_data]
 pub struct Leaving {
@@ -110,10 +148,7 @@ pub struct Leaving {
     stage: SpinLock<Stage>,
     #[pin]
     changed: WaitQueue,
-    #[pin]
-    report: SpinLock<Report>,
-    /// When the threads began to be stopped.
-    started_ns: AtomicU64,
+    timing: Arc<Timing>,
 }
 
 impl Leaving {
@@ -138,10 +173,6 @@ impl Leaving {
         }
         *self.stage.lock()
     }
-
-    fn since_us(&self) -> U64 {
-        U64::new(task::now_ns().saturating_sub(self.started_ns.load(Ordering::Relaxed)) / 1000)
-    }
 }
 
 fn find_task(pid: u32) -> core::result::Result<TaskRef, Refusal> {
@@ -150,6 +181,23 @@ fn find_task(pid: u32) -> core::result::Result<TaskRef, Refusal> {
         return Err(Refusal::new(Reason::NoProcess));
     }
     Ok(t)
+}
+
+/// What decides whether `t`, the leader of `pid`, may move. Who only looks at its memory is gone a
+/// moment later and does not count, nor do we, who bring in what is missing of it.
+fn settled(t: &TaskRef, pid: u32) -> Facts {
+    let mut f = t.facts();
+    for _ in 0..SETTLE_TRIES {
+        if f.kthread != 0 || f.mm_users <= f.threads || crate::pager::of_process(pid).is_some() {
+            break;
+        }
+        task::sleep_ms(SETTLE_MS);
+        f = t.facts();
+    }
+    if f.kthread == 0 && crate::pager::of_process(pid).is_some() {
+        f.mm_users = f.mm_users.min(f.threads);
+    }
+    f
 }
 
 /// Checks all that can be told without stopping the process.
@@ -167,12 +215,7 @@ fn check(
         }
     }
     let home = known.as_ref().map_or(here, |p| p.home);
-    let mut f = t.facts();
-    if f.kthread == 0 {
-        // Who else uses its memory is asked again when it is to be stopped: we may be one of them.
-        f.mm_users = f.mm_users.min(f.threads);
-    }
-    judge(&f, home != here)?;
+    judge(&settled(&t, pid), home != here)?;
     if known.is_none() && !here.allocates(pid) {
         return Err(Refusal::new(Reason::TooOld));
     }
@@ -183,17 +226,20 @@ fn check(
 pub fn why(pid: u32) -> Result<Answer> {
     let here = crate::node::me().ok_or(ENOTCONN)?;
     Ok(match check(pid, here) {
-        Ok((t, ..)) => match crate::files::check(&t) {
-            Ok(()) => match judge_memory(&t) {
-                Ok(()) => yes(),
-                Err(r) => r.into(),
-            },
-            Err(r) => Answer {
-                reason: r.reason,
-                detail: r.fd,
-                text: r.text,
-            },
-        },
+        Ok((t, ..)) => {
+            if let Err(r) = crate::files::check(&t) {
+                return Ok(Answer {
+                    reason: r.reason,
+                    detail: r.fd,
+                    text: r.text,
+                });
+            }
+            match Memory::of(&t).map(|m| judge_memory(&m)) {
+                Some(Ok(())) => yes(),
+                Some(Err(r)) => r.into(),
+                None => Refusal::new(Reason::Ending).into(),
+            }
+        }
         Err(r) => r.into(),
     })
 }
@@ -229,18 +275,19 @@ pub fn migrate(pid: u32, to: NodeId, token: u64, files: &[FileId]) -> Result<Ans
     let mut equal: KVec<FileId> = KVec::new();
     equal.extend_from_slice(files, GFP_KERNEL)?;
     let moving = process.clone();
-    let m = Arc::pin_init(
-        pin_init!(Leaving {
-            token,
-            target: to,
-            process: moving,
-            stage <- new_spinlock!(Stage::Sent),
-            changed <- WaitQueue::new(),
-            report <- new_spinlock!(Report::default()),
-            started_ns: AtomicU64::new(0),
-        }),
-        GFP_KERNEL,
-    );
+    let m = Timing::new().and_then(|timing| {
+        Arc::pin_init(
+            pin_init!(Leaving {
+                token,
+                target: to,
+                process: moving,
+                stage <- new_spinlock!(Stage::Sent),
+                changed <- WaitQueue::new(),
+                timing,
+            }),
+            GFP_KERNEL,
+        )
+    });
     let started = m.and_then(|m| {
         leaving::insert(token, m.clone())?;
         work::spawn(c"ssi", move || leave(&m, &leader, home, here, &equal)).inspect_err(|_| {
@@ -264,7 +311,7 @@ fn stay(p: &Arc<Process>, home: NodeId, here: NodeId) {
 }
 
 fn told(m: &Leaving, errno: u32, r: &Refusal) {
-    let report = *m.report.lock();
+    let report = *m.timing.report.lock();
     let told = ctl::event(Cmd::Migrated, |w| {
         w.u64(Attr::Token, m.token)?;
         w.u32(Attr::Pid, m.process.pid)?;
@@ -334,9 +381,9 @@ fn try_leave(
     }
     judge(&facts, home != here).map_err(early)?;
     let memory = Memory::of(leader).ok_or_else(|| early(Refusal::new(Reason::Ending)))?;
-    m.started_ns.store(task::now_ns(), Ordering::Relaxed);
+    m.timing.started_ns.store(task::now_ns(), Ordering::Relaxed);
     let frozen = Frozen::stop(leader, p.pid).map_err(early)?;
-    m.report.lock().frozen_us = m.since_us();
+    m.timing.took(|r, us| r.frozen_us = us);
     let itimer = [facts.itimer_real_ns, facts.itimer_real_incr_ns];
     let prepared = frozen
         .collect(home, here, m.target)
@@ -345,7 +392,14 @@ fn try_leave(
             let source = if ranges.is_empty() {
                 None
             } else {
-                Some(Source::new(m.token, p.pid, m.target, memory, ranges)?)
+                Some(Source::new(
+                    m.token,
+                    p.pid,
+                    m.target,
+                    memory,
+                    ranges,
+                    m.timing.clone(),
+                )?)
             };
             Ok((image, source))
         });
@@ -356,7 +410,7 @@ fn try_leave(
             return Err((r, false));
         }
     };
-    m.report.lock().image_bytes = U64::new(image.len() as u64);
+    m.timing.report.lock().image_bytes = U64::new(image.len() as u64);
     let back = |frozen: &Frozen, r: Refusal| {
         if let Some(s) = &source {
             s.end();
@@ -368,21 +422,16 @@ fn try_leave(
         return Err(back(&frozen, Refusal::new(Reason::TargetLost)));
     }
     drop(image);
-    m.report.lock().sent_us = m.since_us();
+    m.timing.took(|r, us| r.sent_us = us);
     match m.wait_not(Stage::Sent, READY_MS) {
         Stage::Ready => {}
         Stage::Failed(e) if e == ETIMEDOUT.to_errno().unsigned_abs() => {
             return Err(back(&frozen, Refusal::new(Reason::TargetLost)))
         }
-        Stage::Failed(e) => {
-            return Err(back(
-                &frozen,
-                Refusal::about(Reason::TargetRefused, u64::from(e)),
-            ))
-        }
+        Stage::Failed(e) => return Err(back(&frozen, refused(e))),
         _ => return Err(back(&frozen, Refusal::new(Reason::TargetLost))),
     }
-    m.report.lock().ready_us = m.since_us();
+    m.timing.took(|r, us| r.ready_us = us);
     let killed = frozen
         .puppets()
         .map_or(true, |v| v.is_empty() || v.iter().any(|t| t.is_gone()));
@@ -397,12 +446,7 @@ fn try_leave(
     }
     match m.wait_not(Stage::Ready, DEAD_MS) {
         Stage::Committed => {}
-        Stage::Failed(e) => {
-            return Err(back(
-                &frozen,
-                Refusal::about(Reason::TargetRefused, u64::from(e)),
-            ))
-        }
+        Stage::Failed(e) => return Err(back(&frozen, refused(e))),
         _ => {
             // It may have run there, and it died with that node.
             let _ = leader.signal_thread(&SigInfo {
@@ -412,24 +456,32 @@ fn try_leave(
             return Err((Refusal::new(Reason::TargetLost), true));
         }
     }
-    m.report.lock().committed_us = m.since_us();
 
     p.set_source(source.clone());
-    p.set_place(if home == here {
+    let place = if home == here {
         Place::Away(m.target)
     } else {
         Place::Remnant(m.target)
-    });
-    if home == here {
-        stat::add(Counter::Deputies, 1);
+    };
+    if p.replace_place(Place::Leaving, place) {
+        if home == here {
+            stat::add(Counter::Deputies, 1);
+        } else {
+            stat::add(Counter::Guests, -1);
+        }
     } else {
-        stat::add(Counter::Guests, -1);
+        // It was killed here before it ran there.
+        p.set_source(None);
+        end_there(m);
     }
     if let Ok(threads) = frozen.puppets() {
         p.set_threads(threads, frozen.area_bytes());
     }
     if let Err(e) = frozen.keep(p) {
-        pr_err!("process {}: no deputy: {:?}\n", p.pid, e);
+        if e != ESRCH {
+            pr_err!("process {}: no deputy: {:?}\n", p.pid, e);
+        }
+        end_there(m);
         let _ = leader.signal_thread(&SigInfo {
             signo: 9,
             ..SigInfo::default()
@@ -447,10 +499,27 @@ fn try_leave(
             }
         }
         None => {
+            m.timing.took(|r, us| r.filled_us = us);
             let _ = p.memory_taken();
         }
     }
     Ok(())
+}
+
+/// What the target's errno means for who asked.
+fn refused(errno: u32) -> Refusal {
+    const MISSING: [Error; 2] = [ENOENT, ENOTDIR];
+    if MISSING.iter().any(|e| e.to_errno().unsigned_abs() == errno) {
+        // A directory, a device, or a mapped file that was there a moment ago.
+        return Refusal::new(Reason::MissingPath);
+    }
+    Refusal::about(Reason::TargetRefused, u64::from(errno))
+}
+
+/// What runs at the target now is to end.
+fn end_there(m: &Leaving) {
+    let v = Verdict::new(0, m.process.pid);
+    let _ = say(m.target, Class::Control, Kind::Kill, wire::bytes(&v));
 }
 
 fn send_image(m: &Leaving, image: &[u8], home: NodeId) -> Result {
@@ -479,11 +548,12 @@ pub fn pages_taken(peer: NodeId, token: u64, pid: u32) -> Result {
     };
     s.end();
     let (fetched, pushed) = s.bytes();
-    let report = Report {
-        fetched_bytes: U64::new(fetched),
-        pushed_bytes: U64::new(pushed),
-        ..Report::default()
-    };
+    s.timing.took(|r, us| {
+        r.filled_us = us;
+        r.fetched_bytes = U64::new(fetched);
+        r.pushed_bytes = U64::new(pushed);
+    });
+    let report = *s.timing.report.lock();
     let _ = ctl::event(Cmd::Filled, |w| {
         w.u64(Attr::Token, token)?;
         w.u32(Attr::Pid, pid)?;
@@ -510,6 +580,8 @@ struct Arrival {
     from: Option<NodeId>,
     image: KVVec<u8>,
     total: usize,
+    /// The image is here, and somebody makes the process of it.
+    whole: bool,
     home: Option<NodeId>,
     pid: u32,
     verdict: Option<bool>,
@@ -527,6 +599,7 @@ fn arrival(token: u64) -> Result<Arc<Arriving>> {
                 from: None,
                 image: KVVec::new(),
                 total: 0,
+                whole: false,
                 home: None,
                 pid: 0,
                 verdict: None,
@@ -565,7 +638,7 @@ pub fn stub_ready(token: u64, stub: &Arc<Puppet>) -> Result {
     // If nothing ever arrives, it ends by itself.
     let watch = a.clone();
     work::spawn(c"ssi", move || {
-        let came = watch.changed.wait(Until::Kill, COMMIT_MS, || {
+        let came = watch.changed.wait(Until::Kill, IDLE_MS, || {
             let s = watch.state.lock();
             s.from.is_some() || s.verdict.is_some()
         });
@@ -580,19 +653,24 @@ pub fn stub_ready(token: u64, stub: &Arc<Puppet>) -> Result {
 /// # Errors
 /// `ENOENT` when nothing is arriving under this name (any more).
 pub fn cancel(token: u64) -> Result {
-    let a = arriving::get(token).ok_or(ENOENT)?;
-    let begun = {
+    give_up(&arriving::get(token).ok_or(ENOENT)?);
+    Ok(())
+}
+
+/// Says no, unless yes was said before. Whoever makes the process of a whole image hears of it;
+/// else nobody does, and what is there goes.
+fn give_up(a: &Arc<Arriving>) {
+    let whole = {
         let mut s = a.state.lock();
         if s.verdict.is_none() {
             s.verdict = Some(false);
         }
-        s.from.is_some()
+        s.whole
     };
     a.changed.wake();
-    if !begun {
-        drop_arrival(&a);
+    if !whole {
+        drop_arrival(a);
     }
-    Ok(())
 }
 
 fn drop_arrival(a: &Arc<Arriving>) {
@@ -638,8 +716,9 @@ fn image_frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         s.image.extend_from_slice(chunk, GFP_ATOMIC)?;
     }
     let whole = {
-        let s = a.state.lock();
-        s.image.len() == s.total
+        let mut s = a.state.lock();
+        s.whole = s.image.len() == s.total;
+        s.whole
     };
     if whole {
         work::spawn(c"ssi", move || arrive(&a))?;
@@ -684,6 +763,9 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
                 break;
             }
             task::sleep_ms(20);
+        }
+        if d.source().is_some() {
+            return Err(EBUSY);
         }
         d.leader().ok_or(ESRCH)?
     } else {
@@ -793,7 +875,10 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Committed => {
             if let Some(m) = out {
                 m.set(match v.errno.get() {
-                    0 => Stage::Committed,
+                    0 => {
+                        m.timing.took(|r, us| r.committed_us = us);
+                        Stage::Committed
+                    }
                     e => Stage::Failed(e),
                 });
             }
@@ -803,13 +888,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 m.set(Stage::Failed(v.errno.get().max(1)));
             }
             if let Some(a) = into {
-                {
-                    let mut s = a.state.lock();
-                    if s.verdict.is_none() {
-                        s.verdict = Some(false);
-                    }
-                }
-                a.changed.wake();
+                give_up(&a);
             }
         }
         Kind::Commit => match into {
@@ -847,19 +926,8 @@ pub fn peer_dead(peer: NodeId) {
     let mut after = None;
     while let Some((k, a)) = arriving::next(after) {
         after = Some(k);
-        let begun = {
-            let mut s = a.state.lock();
-            if s.from != Some(peer) {
-                continue;
-            }
-            if s.verdict.is_none() {
-                s.verdict = Some(false);
-            }
-            s.image.len() == s.total && s.total != 0
-        };
-        a.changed.wake();
-        if !begun {
-            drop_arrival(&a);
+        if a.state.lock().from == Some(peer) {
+            give_up(&a);
         }
     }
     let mut after = None;

@@ -17,11 +17,12 @@
 use crate::gate;
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
+use crate::mover::Timing;
 use crate::stat::{self, Counter};
 use crate::sys::mm::{Content, Memory, PAGE};
 use crate::sys::task;
 use crate::sys::wait::{Until, WaitQueue, Woken};
-use crate::sys::work;
+use crate::sys::work::{self, Hold};
 use crate::table;
 use crate::wire::task::{PageIter, PageKind, PageRequest, Pages, Verdict, MAX_PAGES};
 use crate::wire::{self, Class, Kind};
@@ -103,6 +104,8 @@ pub struct Pager {
     memory: SpinLock<Option<Arc<Memory>>>,
     #[pin]
     keeper: SpinLock<Option<gate::Keeper>>,
+    // Mappings of its process have no file of ours, and a fault may sleep for it.
+    _hold: Hold,
 }
 
 impl Pager {
@@ -127,6 +130,7 @@ impl Pager {
                 wait <- WaitQueue::new(),
                 memory <- new_spinlock!(None),
                 keeper <- new_spinlock!(keeper),
+                _hold: Hold::new()?,
             }? Error),
             GFP_KERNEL,
         )?;
@@ -423,6 +427,8 @@ pub struct Source {
     pub target: NodeId,
     memory: Memory,
     ranges: KVVec<Range>,
+    /// Of the migration, for the report when all is taken.
+    pub timing: Arc<Timing>,
     #[pin]
     state: SpinLock<SourceState>,
 }
@@ -443,6 +449,7 @@ impl Source {
         target: NodeId,
         memory: Memory,
         ranges: KVVec<Range>,
+        timing: Arc<Timing>,
     ) -> Result<Arc<Self>> {
         let s = Arc::pin_init(
             pin_init!(Self {
@@ -451,6 +458,7 @@ impl Source {
                 target,
                 memory,
                 ranges,
+                timing,
                 state <- new_spinlock!(SourceState::default()),
             }),
             GFP_KERNEL,

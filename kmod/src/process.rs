@@ -12,7 +12,7 @@ use crate::puppet::{act_of, puppets, Call, Next, Puppet};
 use crate::stat::{self, Counter};
 use crate::sys::mm;
 use crate::sys::task::{self, SigInfo, TaskRef, Usage};
-use crate::sys::work;
+use crate::sys::work::{self, Hold};
 use crate::table;
 use crate::uapi;
 use crate::wire::task::{Ended, Signal, Stopped, Verdict};
@@ -36,6 +36,9 @@ const SIGTTOU: i32 = 22;
 const NR_RT_SIGPROCMASK_BITS: u64 = 64;
 const NR_EXIT_GROUP: u64 = 231;
 const NR_TGKILL: u64 = 234;
+/// A process that left is known to be away within 10 s.
+const LEAVING_TRIES: u32 = 500;
+const LEAVING_PAUSE_MS: u32 = 20;
 
 /// Where a process is, as seen from this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +79,7 @@ pub struct Process {
     #[pin]
     state: SpinLock<State>,
     forwarded: AtomicU64,
+    _hold: Hold,
 }
 
 impl Process {
@@ -95,6 +99,7 @@ impl Process {
                     area_bytes: 0,
                 }),
                 forwarded: AtomicU64::new(0),
+                _hold: Hold::new()?,
             }? Error),
             GFP_KERNEL,
         )
@@ -179,6 +184,16 @@ impl Process {
     pub fn set_source(&self, s: Option<Arc<Source>>) {
         let old = core::mem::replace(&mut self.state.lock().source, s);
         drop(old);
+    }
+
+    /// If it is away, `host` runs it now.
+    fn moved_on(&self, host: NodeId) -> bool {
+        let mut s = self.state.lock();
+        let away = matches!(s.place, Place::Away(_));
+        if away {
+            s.place = Place::Away(host);
+        }
+        away
     }
 
     /// Takes it out of the table, with all that hangs on it.
@@ -415,7 +430,13 @@ impl Process {
             }
             // What is still fetched of it is held by its source, not by the task.
             Place::Remnant(_) => self.set_source(None),
-            Place::Leaving => {}
+            // Whoever moves it finds it so.
+            Place::Leaving => {
+                self.set_place(Place::Ending);
+                if crate::node::me() != Some(self.home) {
+                    stat::add(Counter::Guests, -1);
+                }
+            }
         }
         self.forget();
     }
@@ -513,7 +534,8 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Ended => {
             let (e, _) = wire::split::<Ended>(payload).map_err(|_| EINVAL)?;
             match processes::get(u64::from(e.pid.get())) {
-                Some(p) if p.place() == Place::Away(peer) => {
+                // The word of a move may still be on its way by another link.
+                Some(p) if matches!(p.place(), Place::Away(_)) => {
                     p.end_deputies(e.status.get() as i32, zerocopy::transmute!(e.usage))
                 }
                 _ => Ok(()),
@@ -546,12 +568,26 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         }
         Kind::Moved => {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
-            if let Some(p) = processes::get(u64::from(v.pid.get())) {
-                if let Place::Away(_) = p.place() {
-                    p.set_place(Place::Away(peer));
+            let p = processes::get(u64::from(v.pid.get()));
+            if p.as_ref().is_some_and(|p| p.moved_on(peer)) {
+                return Ok(());
+            }
+            match p.filter(|p| p.place() == Place::Leaving) {
+                // It moved on before the thread that sent it away came to say so.
+                Some(p) => work::spawn(c"ssi", move || {
+                    for _ in 0..LEAVING_TRIES {
+                        if p.moved_on(peer) || p.place() != Place::Leaving {
+                            break;
+                        }
+                        task::sleep_ms(LEAVING_PAUSE_MS);
+                    }
+                }),
+                // Its deputy ended while it moved: the word of that went where it was.
+                None => {
+                    let v = Verdict::new(0, v.pid.get());
+                    crate::node::say(peer, Class::Control, Kind::Kill, wire::bytes(&v))
                 }
             }
-            Ok(())
         }
         Kind::Kill => {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
@@ -580,7 +616,7 @@ pub fn peer_dead(peer: NodeId) {
         after = Some(k);
         match p.place() {
             Place::Away(host) if host == peer => kill(p.pid),
-            Place::Guest if p.home == peer => {
+            Place::Guest | Place::Leaving if p.home == peer => {
                 if let Some(g) = p.pager() {
                     g.die();
                 }

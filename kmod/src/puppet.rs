@@ -25,6 +25,7 @@ use crate::process::Process;
 use crate::sys::mm;
 use crate::sys::task::{self, Action};
 use crate::sys::wait::{Until, WaitQueue, Woken};
+use crate::sys::work::Hold;
 use crate::table;
 use kernel::prelude::*;
 use kernel::sync::{new_spinlock, Arc, SpinLock};
@@ -176,6 +177,7 @@ pub struct Puppet {
     wake: WaitQueue,
     #[pin]
     done: WaitQueue,
+    _hold: Hold,
 }
 
 /// What the fault handler does.
@@ -208,6 +210,7 @@ impl Puppet {
                 }),
                 wake <- WaitQueue::new(),
                 done <- WaitQueue::new(),
+                _hold: Hold::new()?,
             }? Error),
             GFP_KERNEL,
         )?;

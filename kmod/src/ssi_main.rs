@@ -63,11 +63,13 @@ struct Ssi {
     _files: files::Service,
     _pool: sys::work::Pool,
     _memory: sys::mm::Device,
+    _text: sys::work::Text,
 }
 
 impl kernel::Module for Ssi {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::calls::init();
+        let _text = sys::work::Text::new();
         puppet::puppets::init();
         process::processes::init();
         pager::pagers::init();
@@ -85,6 +87,7 @@ impl kernel::Module for Ssi {
             _files,
             _pool,
             _memory,
+            _text,
         })
     }
 }

@@ -191,7 +191,7 @@ pub enum Reason {
     Timer = 19,
     /// User shadow stack, or another processor feature not carried.
     ProcessorFeature = 20,
-    /// Frozen by its cgroup.
+    /// Frozen by its cgroup, or stopped by a signal.
     Frozen = 21,
     /// It did not reach the edge of user mode in time (uninterruptible wait).
     Unreachable = 22,

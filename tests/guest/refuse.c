@@ -4,7 +4,7 @@
 // told, and what it has still works then.
 //
 // Kinds: socket listener seccomp traced shared-mapping shared-memory shared-files vfork-child vfork-parent io-uring
-// aio lock record-lock scheduling sysv-memory sysv-undo mount-space uts-space missing-directory
+// aio lock record-lock scheduling sysv-memory sysv-undo mount-space uts-space missing-directory missing-opened
 
 #include "guest.h"
 #include <linux/aio_abi.h>
@@ -20,6 +20,7 @@
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -192,6 +193,14 @@ int main(int argc, char **argv)
 		until_told();
 		must(getcwd(where, sizeof(where)) && strcmp(where, path) == 0);
 		must(chdir("/") == 0 && rmdir(path) == 0);
+	} else if (strcmp(kind, "missing-opened") == 0) {
+		char path[] = "/tmp/only-here-XXXXXX";
+		int fd;
+
+		must(mkdtemp(path) && (fd = open(path, O_RDONLY | O_DIRECTORY)) >= 0);
+		until_told();
+		must(mkdirat(fd, "in", 0700) == 0 && unlinkat(fd, "in", AT_REMOVEDIR) == 0);
+		must(close(fd) == 0 && rmdir(path) == 0);
 	} else {
 		fail("refuse %s: no such test", kind);
 	}

@@ -40,6 +40,8 @@ pub fn tests() -> Vec<Test> {
         Test::new("fail-home-frozen", home_frozen),
         Test::new("fail-stranger-off", stranger_off),
         Test::new("fail-former-host-off", former_host_off),
+        Test::new("fail-killed", killed),
+        Test::new("fail-home-off-leaving", home_off_leaving),
     ];
     for (phase, ms) in [
         ("early", 60),
@@ -327,6 +329,49 @@ fn former_host_off(cluster: &Cluster) -> Result<()> {
     told?;
     let end = end?;
     ensure!(end == End::Exit(PASSED), "{end:?}\n{}", proc.evidence());
+    Ok(())
+}
+
+/// Killed at any moment of a move: its parent sees that, and no copy is left anywhere.
+fn killed(cluster: &Cluster) -> Result<()> {
+    for tenths in 0..10 {
+        let mut proc = spin(cluster)?;
+        let pid = proc.pid();
+        // Both on the node itself: what starts a command there takes longer than a move.
+        let script = format!(
+            "ssictl migrate {pid} --to n2 >/dev/null 2>&1 & sleep 0.{tenths}; kill -9 {pid}; wait"
+        );
+        cluster.sh(N1, &script)?;
+        let when = || format!("killed {tenths}00 ms after it was asked to move");
+        proc.must_end(KILLED).with_context(when)?;
+        for node in [N1, N2] {
+            must_be_gone(cluster, pid, node, Duration::from_secs(10)).with_context(when)?;
+        }
+    }
+    Ok(())
+}
+
+/// Its home dies while it goes from one host to another: both know, and it ends on whichever has it.
+fn home_off_leaving(cluster: &Cluster) -> Result<()> {
+    let start = Start::guest("memory loop 24").home(N3);
+    let proc = Proc::start(cluster, &start)?;
+    proc.ready()?;
+    hop(&proc, "memory", Doing::Computing, N2)?;
+    let pid = proc.pid();
+    let (asked, killed) = thread::scope(|scope| {
+        let asked = scope.spawn(move || try_migrate(cluster, N2, pid, N1));
+        thread::sleep(Duration::from_millis(100));
+        let killed = cluster.kill(N3);
+        (asked.join(), killed)
+    });
+    killed?;
+    let gone = [N1, N2].map(|node| must_be_gone(cluster, pid, node, DEAD_WITHIN));
+    bring_back(cluster, N3)?;
+    let answer = asked.unwrap_or_else(|_| bail!("a thread of the runner panicked"));
+    for one in gone {
+        one.context("a guest outlives its home")
+            .with_context(|| describe(&answer))?;
+    }
     Ok(())
 }
 

@@ -20,13 +20,13 @@ const LONG: Duration = Duration::from_secs(240);
 pub fn tests() -> Vec<Test> {
     [
         Test::new("pressure-host", |cluster| {
-            pressed(cluster, N2, "memory hold 48")
+            pressed(cluster, N2, "memory hold 16")
         }),
         Test::new("pressure-home", |cluster| {
-            pressed(cluster, N1, "memory hold 48")
+            pressed(cluster, N1, "memory hold 16")
         }),
         Test::new("pressure-loop", |cluster| {
-            pressed(cluster, N2, "memory loop 48")
+            pressed(cluster, N2, "memory loop 16")
         }),
         Test::new("pressure-discard", |cluster| {
             pressed(cluster, N2, "memory discard")
@@ -62,13 +62,14 @@ const PRESS: &str = r#"
             while read -r line; do echo "$line" > /sys/kernel/debug/lru_gen; done 2>/dev/null
     }
     [ "$(cat /sys/kernel/mm/lru_gen/enabled)" != 0x0000 ] || exit 1
-    for turn in 1 2 3 4 5 6; do
+    for turn in 1 2; do
         age
         echo 60M > /sys/fs/cgroup/memory.reclaim
         python3 -c 'import os
 size = int(os.popen("free -m").read().split("\n")[1].split()[-1]) + 40
 block = bytearray(size << 20)
-for i in range(0, len(block), 4096): block[i] = i >> 12 & 255
+pages = size << 8
+block[::4096] = (bytes(range(1, 256)) * (pages // 255 + 1))[:pages]
 ' &
         wait
     done 2>/dev/null
@@ -118,10 +119,10 @@ fn pressed(cluster: &Cluster, node: Node, line: &str) -> Result<()> {
 /// A guest in a control group that holds less than it needs, with swap: slow, and right.
 fn group(cluster: &Cluster) -> Result<()> {
     swap_on(cluster, N2)?;
-    let mut proc = Proc::start(cluster, &Start::guest("memory hold 48"))?;
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
     proc.ready()?;
     hop(&proc, "memory", Doing::Computing, N2)?;
-    limit(cluster, proc.pid(), "16M", "max")?;
+    limit(cluster, proc.pid(), "8M", "max")?;
     proc.tell()?;
     let end = proc.wait_end(LONG)?;
     ensure!(
@@ -139,10 +140,10 @@ fn group(cluster: &Cluster) -> Result<()> {
 
 /// The same without swap: the kernel of the host has to kill it, and its parent at home is told.
 fn end_of_memory(cluster: &Cluster) -> Result<()> {
-    let mut proc = Proc::start(cluster, &Start::guest("memory hold 48"))?;
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
     proc.ready()?;
     hop(&proc, "memory", Doing::Computing, N2)?;
-    limit(cluster, proc.pid(), "16M", "0")?;
+    limit(cluster, proc.pid(), "8M", "0")?;
     proc.tell()?;
     let end = proc.wait_end(LONG)?;
     ensure!(

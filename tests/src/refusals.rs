@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::{Cluster, N1, N2, N3, Node};
 use crate::moves::{comm, hop};
-use crate::place::{Doing, prove_runs};
+use crate::place::{Doing, prove_runs, task};
 use crate::proc::{End, PASSED, Proc, Start};
 use crate::ssictl::{must_refuse, try_migrate};
 use crate::suite::Test;
 
 /// Kinds of tests/guest/refuse.c, and the reason each has to give.
-const KINDS: [(&str, &str); 19] = [
+const KINDS: [(&str, &str); 20] = [
     ("socket", "file-kind"),
     ("listener", "file-kind"),
     ("seccomp", "seccomp"),
@@ -34,6 +34,7 @@ const KINDS: [(&str, &str); 19] = [
     ("mount-space", "namespace"),
     ("uts-space", "namespace"),
     ("missing-directory", "missing-path"),
+    ("missing-opened", "missing-path"),
 ];
 
 /// The tests.
@@ -48,6 +49,7 @@ pub fn tests() -> Vec<Test> {
         .collect();
     tests.push(Test::new("refuse-compat", compat));
     tests.push(Test::new("refuse-frozen-cgroup", frozen_cgroup));
+    tests.push(Test::new("refuse-stopped", stopped));
     tests.push(Test::new("refuse-children", children));
     tests.push(Test::new("refuse-old", |cluster| {
         plain(cluster, "1", &["too-old"])
@@ -139,6 +141,24 @@ fn frozen_cgroup(cluster: &Cluster) -> Result<()> {
     hop(&proc, "spin", Doing::Computing, N2)?;
     proc.must_pass()?;
     cluster.sh(N1, &format!("rmdir {group}")).map(drop)
+}
+
+/// A process that a signal has stopped is refused at once, stays stopped, and moves when it goes on.
+fn stopped(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("spin").watched())?;
+    proc.ready()?;
+    let pid = proc.pid();
+    let signal = |name| cluster.sh(N1, &format!("kill -{name} {pid}"));
+    signal("STOP")?;
+    proc.wait_report("@launch stopped", Duration::from_secs(20))?;
+    let refused = both(cluster, pid, N2, "frozen");
+    let state = task(cluster, N1, pid)?.map(|task| task.state);
+    signal("CONT")?;
+    refused?;
+    ensure!(state == Some('T'), "it was stopped, and then {state:?}");
+    prove_runs(cluster, pid, "spin", N1, N1, Doing::Computing)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    proc.must_pass()
 }
 
 /// A guest with a child of its own stays where it is until the child is reaped.

@@ -48,7 +48,8 @@ impl Leg {
             Leg::Plain => (1, &["--no-ssi"]),
             Leg::Main | Leg::Lazy => (3, &["--template"]),
             Leg::Small => (3, &["--template", "--mem", "320"]),
-            Leg::Checkers => (3, &["--checkers"]),
+            // Slabs that are checked take several times their size.
+            Leg::Checkers => (3, &["--checkers", "--mem", "1024"]),
             Leg::Apart => (3, &[]),
             Leg::Broken => (3, &["--template", "--bench"]),
         };

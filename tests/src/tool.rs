@@ -12,7 +12,7 @@ use crate::host::eventually;
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
 use crate::proc::{Proc, Start};
-use crate::ssictl::{find, migrate};
+use crate::ssictl::{find, last_json, migrate};
 use crate::suite::Test;
 
 /// The tests.
@@ -22,6 +22,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-ps", ps),
         Test::new("tool-node-names", node_names),
         Test::new("tool-report", report),
+        Test::new("tool-wait", wait),
         Test::new("tool-users", users),
         Test::new("tool-mistakes", mistakes),
         Test::new("pid-ranges", pid_ranges),
@@ -138,6 +139,35 @@ fn report(cluster: &Cluster) -> Result<()> {
     ensure!(
         image > 1000 && image < 8 << 20,
         "an image of {image} bytes for a process of 32 MiB: {report}"
+    );
+    prove_runs(cluster, proc.pid(), "memory", N1, N2, Doing::Computing)?;
+    proc.must_pass()
+}
+
+/// Who waits for the memory hears all of it in the end: the move, and every byte.
+fn wait(cluster: &Cluster) -> Result<()> {
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 32"))?;
+    proc.ready()?;
+    let pid = proc.pid().to_string();
+    let words = ["migrate", &pid, "--to", "n2", "--wait", "-o", "json"];
+    let output = cluster.ssictl_within(N1, &words, Duration::from_secs(60))?;
+    ensure!(output.status == 0, "{}", output.evidence());
+    let report = last_json(&output)?;
+    let number = |key: &str| {
+        find(&report, key)
+            .and_then(Value::as_u64)
+            .with_context(|| format!("no {key} in {report}"))
+    };
+    let bytes = number("image_bytes")? + number("fetched_bytes")? + number("pushed_bytes")?;
+    ensure!(
+        number("frozen_us")? > 0 && number("filled_us")? >= number("committed_us")?,
+        "the times are not in order: {report}"
+    );
+    ensure!(bytes >= 32 << 20, "32 MiB went in {bytes} bytes: {report}");
+    let row = row(cluster, N1, proc.pid())?.context("ssictl ps lacks it")?;
+    ensure!(
+        row["missing_pages"] == 0,
+        "its memory is there, and ssictl ps says {row}"
     );
     prove_runs(cluster, proc.pid(), "memory", N1, N2, Doing::Computing)?;
     proc.must_pass()

@@ -42,5 +42,8 @@ void ssi_work_queue(struct workqueue_struct *wq, struct work_struct *work);
 unsigned int ssi_noio_save(void);
 void ssi_noio_restore(unsigned int flags);
 int ssi_thread_stopping(void);
+int ssi_module_get(void);
+void ssi_module_put(void);
+void ssi_text_left(void);
 
 #endif

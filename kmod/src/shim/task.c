@@ -19,6 +19,7 @@
 #include <linux/ptrace.h>
 #include <linux/regset.h>
 #include <linux/rseq.h>
+#include <linux/sched/jobctl.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
@@ -203,7 +204,6 @@ void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 	f->vfork_child = !!t->vfork_done;
 	f->sem_undo = has_semaphore_undo(t);
 	f->shm_attached = !list_empty(&t->sysvshm.shm_clist);
-	f->frozen = t->frozen;
 	f->compat = !!test_tsk_thread_flag(t, TIF_ADDR32);
 	f->posix_timers = !hlist_empty(&sig->posix_timers);
 	f->cpu_timers = sig->it[0].expires || sig->it[1].expires;
@@ -227,6 +227,11 @@ void ssi_task_facts(struct task_struct *t, struct ssi_facts *f)
 			f->io_uring = 1;
 		if (p->ptrace)
 			f->ptraced = 1;
+		/* A parent waiting for its vfork child counts as frozen, and is not. */
+		if (READ_ONCE(p->jobctl) & JOBCTL_TRAP_FREEZE)
+			f->frozen |= 1;
+		if (READ_ONCE(p->jobctl) & (JOBCTL_STOPPED | JOBCTL_STOP_PENDING))
+			f->frozen |= 2;
 #ifdef CONFIG_X86_USER_SHADOW_STACK
 		if (p->thread.features & 1)
 			f->shstk = 1;

@@ -13,7 +13,7 @@ struct ssi_facts {
 	u32 ptraced, seccomp, ns_other, compat;
 	u32 vfork_child, children, files_shared, fs_shared;
 	u32 sem_undo, shm_attached, io_uring, aio;
-	u32 posix_timers, policy, shstk, frozen;
+	u32 posix_timers, policy, shstk, frozen;	/* frozen: 1 by its cgroup, 2 by a signal */
 	u32 uid, tracing_others, cpu_timers, real_parent;
 	u64 itimer_real_ns, itimer_real_incr_ns;
 	u8 comm[16];

@@ -2,6 +2,7 @@
 /* Wrappers around work queues, threads and allocation scopes. */
 #include <linux/kthread.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
 #include <linux/workqueue.h>
 #include "link.h"
@@ -34,4 +35,21 @@ void ssi_noio_restore(unsigned int flags)
 int ssi_thread_stopping(void)
 {
 	return (current->flags & PF_KTHREAD) && kthread_should_stop();
+}
+
+int ssi_module_get(void)
+{
+	return try_module_get(THIS_MODULE);
+}
+
+void ssi_module_put(void)
+{
+	module_put(THIS_MODULE);
+}
+
+/* Waits for every task that may still be between its last module_put() and the end of our text. */
+void ssi_text_left(void)
+{
+	synchronize_rcu_tasks();
+	rcu_barrier();
 }

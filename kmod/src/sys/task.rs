@@ -2,6 +2,7 @@
 
 //! Tasks: looking at them, reaching them, and what only a task can do to itself.
 
+use super::work::Hold;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
@@ -31,6 +32,7 @@ pub struct Facts {
     pub posix_timers: u32,
     pub policy: u32,
     pub shstk: u32,
+    /// Bit 0: by its cgroup; bit 1: by a signal.
     pub frozen: u32,
     pub uid: u32,
     pub tracing_others: u32,
@@ -139,6 +141,12 @@ impl Drop for TaskRef {
 /// Something to be done once, by another task.
 pub type Job = KBox<dyn FnMut() + Send>;
 
+/// A job on its way to its task, which may take as long as it likes to come for it.
+struct Queued {
+    job: Job,
+    _hold: Hold,
+}
+
 /// Boxes what is to be done.
 ///
 /// # Errors
@@ -195,7 +203,7 @@ impl TaskRef {
     /// # Errors
     /// `ESRCH` when it is ending; `ENOMEM`.
     pub fn work(&self, when: When, job: Job) -> Result {
-        self.add(when, KBox::new(job, GFP_KERNEL)?, bindings::GFP_KERNEL)
+        self.add(when, job, GFP_KERNEL, bindings::GFP_KERNEL)
     }
 
     /// As [`TaskRef::work`], from a context that must not sleep.
@@ -203,10 +211,12 @@ impl TaskRef {
     /// # Errors
     /// As [`TaskRef::work`].
     pub fn work_atomic(&self, when: When, job: Job) -> Result {
-        self.add(when, KBox::new(job, GFP_ATOMIC)?, bindings::GFP_ATOMIC)
+        self.add(when, job, GFP_ATOMIC, bindings::GFP_ATOMIC)
     }
 
-    fn add(&self, when: When, job: KBox<Job>, gfp: u32) -> Result {
+    fn add(&self, when: When, job: Job, flags: kernel::alloc::Flags, gfp: u32) -> Result {
+        let _hold = Hold::new()?;
+        let queued = KBox::new(Queued { job, _hold }, flags)?;
         // SAFETY: No preconditions.
         let mode = unsafe {
             match when {
@@ -215,7 +225,7 @@ impl TaskRef {
                 When::Whenever => ssi_twa_none(),
             }
         };
-        let raw = KBox::into_raw(job);
+        let raw = KBox::into_raw(queued);
         // SAFETY: The task is referenced; `raw` goes to ssi_rs_task_work() or comes back to us.
         let r = to_result(unsafe { ssi_task_work_add(self.as_ptr(), raw.cast(), mode, gfp) });
         if r.is_err() {
@@ -273,9 +283,11 @@ impl TaskRef {
 #[no_mangle]
 extern "C" fn ssi_rs_task_work(arg: *mut c_void) {
     // SAFETY: `arg` came from KBox::into_raw() in TaskRef::add().
-    let job = unsafe { KBox::from_raw(arg.cast::<Job>()) };
-    let mut job = KBox::into_inner(job);
+    let queued = unsafe { KBox::from_raw(arg.cast::<Queued>()) };
+    let Queued { mut job, _hold } = KBox::into_inner(queued);
     job();
+    // What it holds goes before the module may.
+    drop(job);
 }
 
 /// The caller's thread id.

@@ -21,6 +21,53 @@ unsafe extern "C" {
     fn ssi_noio_save() -> c_uint;
     fn ssi_noio_restore(flags: c_uint);
     fn ssi_thread_stopping() -> c_int;
+    fn ssi_module_get() -> c_int;
+    fn ssi_module_put();
+    fn ssi_text_left();
+}
+
+/// Keeps the module loaded. Everything has one that a task may be in, or come back to, without
+/// one of our files open.
+pub struct Hold(());
+
+impl Hold {
+    /// From here to the drop of the result. Does not sleep.
+    ///
+    /// # Errors
+    /// `ENODEV` when the module is being unloaded.
+    pub fn new() -> Result<Self> {
+        // SAFETY: No preconditions.
+        if unsafe { ssi_module_get() } == 0 {
+            return Err(ENODEV);
+        }
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // SAFETY: Taken by new(), given back once. Who does this is in our text for a moment still:
+        // `Text` waits for that.
+        unsafe { ssi_module_put() }
+    }
+}
+
+/// The module's code. When this is dropped, after everything else, no task is in it any more.
+pub struct Text(());
+
+impl Text {
+    /// Made before everything else.
+    #[expect(clippy::new_without_default, reason = "there is one, and no default")]
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        // SAFETY: May sleep; no preconditions.
+        unsafe { ssi_text_left() }
+    }
 }
 
 /// The module's queue, null while there is none.
