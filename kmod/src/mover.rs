@@ -234,6 +234,10 @@ pub fn why(pid: u32) -> Result<Answer> {
                     text: r.text,
                 });
             }
+            if crate::pager::of_process(pid).is_some() {
+                // It came here as it is, and its mappings are not yet what they will be.
+                return Ok(yes());
+            }
             match Memory::of(&t).map(|m| judge_memory(&m)) {
                 Some(Ok(())) => yes(),
                 Some(Err(r)) => r.into(),

@@ -69,7 +69,7 @@ impl Leg {
                 // Nothing the nodes have in common can come from having booted together.
                 for node in cluster.nodes() {
                     cluster.kill(node)?;
-                    thread::sleep(Duration::from_secs(45));
+                    thread::sleep(Duration::from_secs(15));
                     cluster.start(node)?;
                 }
                 cluster.wait_linked(&cluster.nodes())
