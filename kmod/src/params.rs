@@ -16,3 +16,22 @@ pub fn prefetch() -> u32 {
 pub fn push() -> bool {
     module_parameters::push.value() != 0
 }
+
+/// What a move carries, and a build for tests can be told to drop.
+#[derive(Clone, Copy)]
+pub enum Carried {
+    /// Extended registers.
+    Xstate = 1,
+    /// The signal mask.
+    Mask = 2,
+    /// The offsets of open files.
+    Offset = 4,
+}
+
+/// Whether this build was told to drop it. Only builds with `SSI_BENCH` can be.
+pub fn drops(_what: Carried) -> bool {
+    #[cfg(SSI_BENCH)]
+    return crate::sys::task::broken() & _what as u32 != 0;
+    #[cfg(not(SSI_BENCH))]
+    false
+}
