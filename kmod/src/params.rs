@@ -3,13 +3,13 @@
 //! Module parameters, read where they are used.
 
 use crate::module_parameters;
-use crate::wire::task::MAX_PAGES;
+use crate::wire::task::MAX_ASKED;
 
-/// Most pages fetched by one fault.
+/// Most pages asked for by one fault.
 pub fn prefetch() -> u32 {
     module_parameters::prefetch
         .value()
-        .clamp(1, MAX_PAGES as u32)
+        .clamp(1, MAX_ASKED as u32)
 }
 
 /// Whether a source sends pages before they are asked for.
