@@ -425,6 +425,13 @@ impl Pager {
     }
 }
 
+/// How long after a page was asked for another may be soon.
+const BUSY_NS: u64 = 30_000_000;
+/// How often 10 ms are waited, at most, for a process that has just moved to find what it needs first.
+const BEGINNING: u32 = 30;
+/// Pages pushed at a time while others are asked for.
+const FEW: usize = 7;
+
 /// A range of a source's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
@@ -454,6 +461,8 @@ pub struct Source {
 #[derive(Default)]
 struct SourceState {
     over: bool,
+    /// When a page was asked for last.
+    asked_ns: u64,
     fetched_bytes: u64,
     pushed_bytes: u64,
 }
@@ -568,6 +577,15 @@ impl Source {
         link::send(self.target, Class::Memory, Kind::Pages, v, urgency)
     }
 
+    fn asked(&self) {
+        self.state.lock().asked_ns = task::now_ns();
+    }
+
+    /// Whether a page was asked for a moment ago. What is pushed stands in the way of such a process.
+    fn is_busy(&self) -> bool {
+        task::now_ns().saturating_sub(self.state.lock().asked_ns) < BUSY_NS
+    }
+
     /// Answers a request for one page, unless that takes waiting: `EAGAIN`.
     fn answer_now(&self, addr: u64) -> Result {
         let (v, bytes) = self.frame(addr, 1, true, true)?.ok_or(EIO)?;
@@ -598,15 +616,23 @@ impl Source {
         Ok(())
     }
 
-    /// Sends all pages that hold data, then says that it was all.
+    /// Sends all pages that hold data, then says that it was all. Who asks for pages goes first.
     pub fn push(&self) -> Result {
+        self.asked();
+        for _ in 0..BEGINNING {
+            if !self.is_busy() {
+                break;
+            }
+            task::sleep_ms(10);
+        }
         for r in &self.ranges {
             let mut a = r.start;
             while a < r.end {
                 if self.over() {
                     return Ok(());
                 }
-                let n = (((r.end - a) as usize) / PAGE).min(MAX_PAGES);
+                let most = if self.is_busy() { FEW } else { MAX_PAGES };
+                let n = (((r.end - a) as usize) / PAGE).min(most);
                 if let Some((v, bytes)) = self.frame(a, n, false, false)? {
                     self.state.lock().pushed_bytes += bytes;
                     stat::add(Counter::PagesPushed, (bytes / PAGE as u64) as i64);
@@ -636,6 +662,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 let v = Verdict::new(r.token.get(), 0).failed(ESTALE.to_errno());
                 return crate::node::say(peer, Class::Memory, Kind::PagesEnd, wire::bytes(&v));
             };
+            s.asked();
             if count == 1 && s.answer_now(addr).is_ok() {
                 return Ok(());
             }
