@@ -426,11 +426,11 @@ impl Pager {
 }
 
 /// How long after a page was asked for another may be soon.
-const BUSY_NS: u64 = 30_000_000;
+const BUSY_NS: u64 = 20_000_000;
 /// How often 10 ms are waited, at most, for a process that has just moved to find what it needs first.
-const BEGINNING: u32 = 30;
+const BEGINNING: u32 = 10;
 /// Pages pushed at a time while others are asked for.
-const FEW: usize = 7;
+const FEW: usize = 15;
 
 /// A range of a source's memory.
 #[derive(Clone, Copy, Debug)]
@@ -592,7 +592,7 @@ impl Source {
         self.send(v, bytes, Urgency::Now)
     }
 
-    /// Answers a request. Blocks on the memory, and on the link for what was not asked for by a fault.
+    /// Answers a request. Blocks on the memory.
     fn answer(&self, addr: u64, count: usize) -> Result {
         for k in (0..count).step_by(MAX_PAGES) {
             let a = addr + (k * PAGE) as u64;
@@ -606,12 +606,10 @@ impl Source {
                 return Ok(());
             }
             let (v, bytes) = frame.ok_or(EIO)?;
-            if k == 0 {
-                self.send(v, bytes, Urgency::Now)?;
-            } else {
-                link::wait_room(self.target, Class::Memory)?;
-                self.send(v, bytes, Urgency::Bulk)?;
-            }
+            // The first is what the fault is about. The others go without waiting for room: who asks
+            // limits how many there are.
+            let urgency = if k == 0 { Urgency::Now } else { Urgency::Bulk };
+            self.send(v, bytes, urgency)?;
         }
         Ok(())
     }
