@@ -11,6 +11,7 @@
 use crate::files;
 use crate::id::NodeId;
 use crate::pager::Pager;
+use crate::params::{drops, Carried};
 use crate::puppet::{act_of, puppets, Call, Expect, Next, Puppet, SLOT_BYTES};
 use crate::sys::mm::{self, FileRef, How, Memory, PAGE};
 use crate::sys::task::{self, Action, SigInfo};
@@ -693,7 +694,10 @@ fn of_thread(t: &Thread, xstate: &[u8], q: &Puppet) -> Result<KVec<Call>> {
     put(mc + 8 * 16, q.park_ip());
     put(mc + 8 * 17, 0x202);
     put(mc + 8 * 18, 0x33 | 0x2b << 48);
-    put(mc + 8 * 23, fpstate);
+    put(
+        mc + 8 * 23,
+        if drops(Carried::Xstate) { 0 } else { fpstate },
+    );
     put(mc + 8 * 32, !0);
 
     let mut x: KVec<u8> = KVec::new();
@@ -926,7 +930,8 @@ fn become_thread(t: &Thread) {
             regs[reg::AX] = -4i64 as u64;
         }
     }
-    task::set_mask(s.blocked, (s.saved_set != 0).then_some(s.saved));
+    let blocked = if drops(Carried::Mask) { 0 } else { s.blocked };
+    task::set_mask(blocked, (s.saved_set != 0).then_some(s.saved));
     task::set_regs(&regs);
     let _ = task::pass_signals();
 }

@@ -639,14 +639,15 @@ fn write_image(
         out.record(image::Kind::Thread, &[t.as_bytes(), &n.xstate])?;
         out.signals(n.puppet.tid, &n.signals)?;
     }
-    let mut buf = KBox::new([0u8; PAGE], GFP_KERNEL)?;
+    let mut buf = KVVec::with_capacity(PAGE, GFP_KERNEL)?;
     let mut page = |out: &mut Out, a: u64, file_known: bool| -> core::result::Result<(), Refusal> {
         loop {
-            match memory.read(a, &mut buf, file_known) {
+            buf.clear();
+            match memory.read(a, &mut buf, file_known, false) {
                 Err(e) if e == EAGAIN => task::sleep_ms(1),
                 Err(e) => return Err(e.into()),
                 Ok(Content::Data) => {
-                    out.record(image::Kind::Page, &[&a.to_le_bytes(), &buf[..]])?;
+                    out.record(image::Kind::Page, &[&a.to_le_bytes(), &buf])?;
                     return Ok(());
                 }
                 Ok(_) => return Ok(()),

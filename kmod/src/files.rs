@@ -20,6 +20,7 @@ pub mod pool;
 pub mod seat;
 
 use crate::id::NodeId;
+use crate::params::{drops, Carried};
 use crate::sys::file::{self, Held, OpenFd, Shape};
 use crate::sys::task::TaskRef;
 use crate::uapi::Reason;
@@ -276,6 +277,9 @@ impl Captured {
             (Way::Forward, None) => {
                 self.made.reserve(1, GFP_KERNEL)?;
                 let id = home::add(held.clone(), kind, to, here, here)?;
+                if drops(Carried::Offset) {
+                    let _ = held.seek(0, 0);
+                }
                 self.made.push(id, GFP_KERNEL)?;
                 id
             }

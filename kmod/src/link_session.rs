@@ -32,9 +32,9 @@ use zerocopy::little_endian::{U16, U32, U64};
 /// Frames taken without telling the peer, after which it is told.
 pub const ACK_FRAMES: u32 = 32;
 /// Bytes of payload taken without telling the peer, after which it is told.
-pub const ACK_BYTES: usize = 128 * 1024;
+pub const ACK_BYTES: usize = 64 * 1024;
 /// Bulk bytes queued or not acknowledged above which [`Session::has_room`] says no.
-pub const BULK_BYTES: usize = 1024 * 1024;
+pub const BULK_BYTES: usize = 256 * 1024;
 /// Bytes a session holds at most; more means that nobody reads on the other side.
 pub const MAX_BYTES: usize = 512 * 1024 * 1024;
 

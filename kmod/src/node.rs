@@ -32,10 +32,11 @@ pub fn say(to: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
     link::send(to, class, kind, v, Urgency::Now)
 }
 
-/// A frame has arrived. Called by a link's receiver: what takes long is done elsewhere.
-pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: KVVec<u8>) {
+/// A frame has arrived. Called by a link's receiver: what takes long is done elsewhere. The payload may
+/// be taken.
+pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: &mut KVVec<u8>) {
     let r = match (class, kind) {
-        (Class::Memory, _) => pager::frame(peer, kind, &payload),
+        (Class::Memory, _) => pager::frame(peer, kind, payload),
         (
             Class::Control,
             Kind::Image
@@ -44,12 +45,12 @@ pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: KVVec<u8>) {
             | Kind::Commit
             | Kind::Committed
             | Kind::Abort,
-        ) => mover::frame(peer, kind, &payload),
+        ) => mover::frame(peer, kind, payload),
         (Class::Control, Kind::FileOp | Kind::FileReply | Kind::FileCancel) => {
-            files::frame(peer, kind, payload);
+            files::frame(peer, kind, core::mem::take(payload));
             Ok(())
         }
-        (Class::Control, _) => process::frame(peer, kind, &payload),
+        (Class::Control, _) => process::frame(peer, kind, payload),
     };
     if let Err(e) = r {
         pr_warn!("{:?} from n{} not taken: {:?}\n", kind, peer.get(), e);

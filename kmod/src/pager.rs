@@ -19,12 +19,12 @@ use crate::id::NodeId;
 use crate::link::{self, Urgency};
 use crate::mover::Timing;
 use crate::stat::{self, Counter};
-use crate::sys::mm::{Content, Memory, PAGE};
+use crate::sys::mm::{Content, DataPage, Memory, PAGE};
 use crate::sys::task;
 use crate::sys::wait::{Until, WaitQueue, Woken};
 use crate::sys::work::{self, Hold};
 use crate::table;
-use crate::wire::task::{PageIter, PageKind, PageRequest, Pages, Verdict, MAX_PAGES};
+use crate::wire::task::{PageIter, PageKind, PageRequest, Pages, Verdict, MAX_ASKED, MAX_PAGES};
 use crate::wire::{self, Class, Kind};
 use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNode};
@@ -44,8 +44,8 @@ table! {
 pub enum Found {
     /// Zeros.
     Zero,
-    /// Data, which was copied out.
-    Data,
+    /// Data.
+    Data(DataPage),
     /// What the mapped file holds.
     File,
     /// Not here yet.
@@ -58,7 +58,7 @@ enum Slot {
     Asked,
     Zero,
     File,
-    Data(KBox<[u8; PAGE]>),
+    Data(DataPage),
     Done,
 }
 
@@ -66,6 +66,8 @@ struct Inner {
     slots: RBTree<u64, Slot>,
     /// Addresses to be brought into the process's memory.
     install: KVVec<u64>,
+    /// Pages that were brought in, to be used again.
+    spare: KVVec<DataPage>,
     installing: bool,
     /// The source has sent everything.
     complete: bool,
@@ -77,15 +79,23 @@ struct Inner {
     window: u32,
 }
 
-/// A page of data of its own.
-fn boxed(data: &[u8]) -> Result<KBox<[u8; PAGE]>> {
-    let mut b = KBox::<[u8; PAGE]>::init(pin_init::init_zeroed(), GFP_KERNEL)?;
-    b.get_mut(..)
-        .filter(|b| b.len() == data.len())
-        .ok_or(EINVAL)?
-        .copy_from_slice(data);
-    Ok(b)
+impl Inner {
+    /// The run of pages to be brought in next: first address and number.
+    fn next_run(&mut self) -> Option<(u64, usize)> {
+        let mut first = self.install.pop()?;
+        let mut n = 1;
+        while n < INSTALLED && self.install.last() == Some(&(first.wrapping_sub(PAGE as u64))) {
+            first -= PAGE as u64;
+            self.install.pop();
+            n += 1;
+        }
+        Some((first, n))
+    }
 }
+
+/// Pages brought in at a time, and as many that came alone wait for company: who asked for one maps it
+/// by itself.
+const INSTALLED: usize = 64;
 
 /// The receiving end of a process's memory.
 #[pin_data]
@@ -120,6 +130,7 @@ impl Pager {
                 inner <- new_spinlock!(Inner {
                     slots: RBTree::new(),
                     install: KVVec::new(),
+                    spare: KVVec::new(),
                     installing: false,
                     complete: false,
                     dead: false,
@@ -143,20 +154,15 @@ impl Pager {
         *self.memory.lock() = Some(m);
     }
 
-    /// What is known of the page at `addr`; data is copied to `to`. For faults: takes a spin lock
-    /// only.
-    pub fn lookup(&self, addr: u64, to: &mut [u8; PAGE]) -> Found {
+    /// What is known of the page at `addr`. For faults: takes a spin lock only.
+    pub fn lookup(&self, addr: u64) -> Found {
         let i = self.inner.lock();
-        let complete = i.complete;
         match i.slots.get(&addr) {
-            Some(Slot::Data(p)) => {
-                to.copy_from_slice(&p[..]);
-                Found::Data
-            }
+            Some(Slot::Data(p)) => Found::Data(p.clone()),
             Some(Slot::Zero) => Found::Zero,
             Some(Slot::File) => Found::File,
             Some(Slot::Done) => Found::Rest,
-            Some(Slot::Asked) | None if complete => Found::Rest,
+            Some(Slot::Asked) | None if i.complete => Found::Rest,
             Some(Slot::Asked) | None => Found::Absent,
         }
     }
@@ -166,44 +172,69 @@ impl Pager {
         i.dead || i.complete || !matches!(i.slots.get(&addr), None | Some(Slot::Asked))
     }
 
-    /// Asks for the page at `addr` and waits until it is known, or a signal comes.
-    pub fn fetch(&self, addr: u64, interruptible: bool) {
-        let node = RBTreeNode::new(addr, Slot::Asked, GFP_KERNEL);
-        let count = {
+    /// Chooses what to ask for when there is a fault at `addr`, in a mapping that ends at `end`, and notes
+    /// it. As long as faults come in order, more and more at a time, the next before the last is here.
+    /// Returns the first page and their number; none if it was asked for and that is enough.
+    fn ask(&self, addr: u64, end: u64) -> (u64, u64) {
+        let page = PAGE as u64;
+        let (first, window) = {
             let mut i = self.inner.lock();
-            let ahead = crate::params::prefetch();
-            i.window = if addr == i.expected {
-                (i.window * 2).min(ahead)
-            } else {
-                1
+            let near = i.expected.wrapping_sub(addr) <= u64::from(i.window / 2) * page;
+            let (first, window) = match i.slots.get(&addr) {
+                None if addr == i.expected => (addr, i.window * 2),
+                None => (addr, 1),
+                Some(Slot::Asked) if near => (i.expected, i.window * 2),
+                Some(_) => return (addr, 0),
             };
-            i.window = i.window.max(1);
-            i.expected = addr + u64::from(i.window) * PAGE as u64;
-            match (i.slots.get(&addr), node) {
-                (None, Ok(n)) => {
-                    i.slots.insert(n);
-                    i.window
-                }
-                _ => 0,
-            }
+            i.window = window.min(crate::params::prefetch());
+            (
+                first,
+                u64::from(i.window).min(end.saturating_sub(first) / page),
+            )
         };
-        if count > 0 && !self.known(addr) {
-            stat::add(Counter::PagesRequested, 1);
+        let mut n = 0;
+        while n < window {
+            let a = first + n * page;
+            let Ok(node) = RBTreeNode::new(a, Slot::Asked, GFP_KERNEL) else {
+                break;
+            };
+            let mut i = self.inner.lock();
+            if i.slots.get(&a).is_some() {
+                break;
+            }
+            i.slots.insert(node);
+            n += 1;
+        }
+        self.inner.lock().expected = first + n * page;
+        (first, n)
+    }
+
+    /// Nothing came: the next fault asks again.
+    fn unask(&self, addr: u64, count: u64) {
+        for k in 0..count {
+            let a = addr + k * PAGE as u64;
+            let mut i = self.inner.lock();
+            if matches!(i.slots.get(&a), Some(Slot::Asked)) {
+                i.slots.remove(&a);
+            }
+        }
+    }
+
+    /// Asks for the page at `addr`, of a mapping that ends at `end`, and waits until it is known, or
+    /// a signal comes.
+    pub fn fetch(&self, addr: u64, end: u64, interruptible: bool) {
+        let (first, count) = self.ask(addr, end);
+        if count > 0 {
+            stat::add(Counter::PagesRequested, count as i64);
             let r = PageRequest {
                 token: U64::new(self.token),
-                addr: U64::new(addr),
-                count: U32::new(count),
+                addr: U64::new(first),
+                count: U32::new(count as u32),
                 reserved: U32::new(0),
             };
-            if crate::node::say(
-                self.source,
-                Class::Memory,
-                Kind::PageRequest,
-                wire::bytes(&r),
-            )
-            .is_err()
-            {
-                self.inner.lock().slots.remove(&addr);
+            let (class, kind) = (Class::Memory, Kind::PageRequest);
+            if crate::node::say(self.source, class, kind, wire::bytes(&r)).is_err() {
+                self.unask(first, count);
                 task::sleep_ms(10);
                 return;
             }
@@ -213,7 +244,9 @@ impl Pager {
         } else {
             Until::Kill
         };
-        let _ = self.wait.wait(until, 60_000, || self.known(addr));
+        if self.wait.wait(until, 60_000, || self.known(addr)) == Woken::Timeout {
+            self.unask(addr, 1);
+        }
     }
 
     /// Whether the process runs while pages of it are missing.
@@ -261,25 +294,48 @@ impl Pager {
             let slot = match kind {
                 PageKind::Zero => Slot::Zero,
                 PageKind::File => Slot::File,
-                PageKind::Data => Slot::Data(boxed(data)?),
+                PageKind::Data => Slot::Data(DataPage::new(self.spare(), data)?),
             };
-            let node = RBTreeNode::new(addr, slot, GFP_KERNEL)?;
-            let has_data = kind == PageKind::Data;
-            let mut i = self.inner.lock();
-            if matches!(i.slots.get(&addr), None | Some(Slot::Asked)) {
-                let old = i.slots.insert(node);
-                if has_data {
-                    i.install.push(addr, GFP_ATOMIC)?;
-                }
-                drop(i);
-                drop(old);
-                n += 1;
-            }
+            n += i64::from(self.put(addr, slot)?);
         }
         stat::add(Counter::PagesReceived, n);
         self.wait.wake();
-        self.start_installer();
+        if n > 1 || self.inner.lock().install.len() >= INSTALLED {
+            self.start_installer();
+        }
         Ok(())
+    }
+
+    fn spare(&self) -> Option<DataPage> {
+        self.inner.lock().spare.pop()
+    }
+
+    /// Notes what a page holds, unless that is known. Returns whether it was not.
+    fn put(&self, addr: u64, slot: Slot) -> Result<bool> {
+        let has_data = matches!(slot, Slot::Data(_));
+        let mut slot = Some(slot);
+        let mut node = None;
+        loop {
+            let mut i = self.inner.lock();
+            match (i.slots.get_mut(&addr), slot.take()) {
+                (Some(old @ Slot::Asked), Some(new)) => *old = new,
+                (None, Some(new)) => {
+                    drop(i);
+                    node = Some(RBTreeNode::new(addr, new, GFP_KERNEL)?);
+                    continue;
+                }
+                (None, None) => {
+                    if let Some(node) = node.take() {
+                        i.slots.insert(node);
+                    }
+                }
+                _ => return Ok(false),
+            }
+            if has_data {
+                i.install.push(addr, GFP_ATOMIC)?;
+            }
+            return Ok(true);
+        }
     }
 
     /// Everything was sent.
@@ -345,37 +401,46 @@ impl Pager {
             return;
         };
         loop {
-            let next = {
+            let run = {
                 let mut i = self.inner.lock();
-                let next = i.install.pop();
-                if next.is_none() {
+                let run = i.next_run();
+                if run.is_none() {
                     i.installing = false;
                     if !i.complete && !i.dead {
                         return;
                     }
                 }
-                next
+                run
             };
-            let Some(addr) = next else {
+            let Some((addr, count)) = run else {
                 self.finish(&memory);
                 return;
             };
-            match memory.install(addr, &self) {
-                Ok(_) => {
-                    let mut i = self.inner.lock();
-                    let old = i
-                        .slots
-                        .get_mut(&addr)
-                        .map(|s| core::mem::replace(s, Slot::Done));
-                    drop(i);
-                    drop(old);
+            let at = |k: usize| addr + (k * PAGE) as u64;
+            // How many need no second try. None of a mapping that is gone does, nor of a process that
+            // is ending or at its limit: its own fault will say so.
+            let over = match memory.install(addr, count, &self) {
+                Ok(n) => {
+                    for k in 0..n {
+                        let mut i = self.inner.lock();
+                        let slot = i.slots.get_mut(&at(k));
+                        let old = slot.map(|s| core::mem::replace(s, Slot::Done));
+                        if let Some(Slot::Data(page)) = old {
+                            if i.spare.len() < INSTALLED {
+                                let _ = i.spare.push(page, GFP_ATOMIC);
+                            }
+                        }
+                    }
+                    n.max(1)
                 }
                 Err(e) if e == EAGAIN || e == ENOMEM || e == EINTR => {
-                    let _ = self.inner.lock().install.push(addr, GFP_ATOMIC);
                     task::sleep_ms(if e == ENOMEM { 20 } else { 1 });
+                    0
                 }
-                // The process is ending, or its limit is reached: its own fault will say so.
-                Err(_) => {}
+                Err(_) => 1,
+            };
+            for k in over..count {
+                let _ = self.inner.lock().install.push(at(k), GFP_ATOMIC);
             }
             if self.inner.lock().dead {
                 let mut i = self.inner.lock();
@@ -404,6 +469,13 @@ impl Pager {
         self.wait.wake();
     }
 }
+
+/// How long after a page was asked for another may be soon.
+const BUSY_NS: u64 = 20_000_000;
+/// How often 10 ms are waited, at most, for a process that has just moved to find what it needs first.
+const BEGINNING: u32 = 10;
+/// Pages pushed at a time while others are asked for.
+const FEW: usize = 15;
 
 /// A range of a source's memory.
 #[derive(Clone, Copy, Debug)]
@@ -437,6 +509,8 @@ pub struct Source {
 struct SourceState {
     over: bool,
     pushing: bool,
+    /// When a page was asked for last.
+    asked_ns: u64,
     fetched_bytes: u64,
     pushed_bytes: u64,
 }
@@ -487,21 +561,32 @@ impl Source {
         self.state.lock().over
     }
 
-    /// Reads `count` pages from `addr` on into a frame. `None`: none of them is to be sent.
-    fn frame(&self, addr: u64, count: usize, asked: bool) -> Result<Option<(KVVec<u8>, u64)>> {
-        let mut heads = KVVec::new();
-        let mut data = KVVec::new();
-        let mut buf = KBox::new([0u8; PAGE], GFP_KERNEL)?;
-        let mut n = 0u32;
-        for k in 0..count.min(MAX_PAGES) {
+    /// Reads `count` pages from `addr` on into a frame; if not `asked`, only those with data. `None`:
+    /// none of them is to be sent. With `nowait`, fails with `EAGAIN` instead of sleeping for a page.
+    fn frame(
+        &self,
+        addr: u64,
+        count: usize,
+        asked: bool,
+        nowait: bool,
+    ) -> Result<Option<(KVVec<u8>, u64)>> {
+        let mut heads = [U64::new(0); MAX_PAGES];
+        let count = count.min(MAX_PAGES);
+        let room = size_of::<Pages>() + count * size_of::<U64>();
+        let mut v = KVVec::with_capacity(room + count * PAGE, GFP_KERNEL)?;
+        v.resize(room, 0, GFP_KERNEL)?;
+        let mut n = 0;
+        for k in 0..count {
             let a = addr + (k * PAGE) as u64;
-            let Some(r) = self.range_of(a) else { continue };
-            let content = loop {
-                match self.memory.read(a, &mut buf, r.file_known) {
-                    Err(e) if e == EAGAIN => task::sleep_ms(1),
-                    Err(e) => return Err(e),
-                    Ok(c) => break c,
-                }
+            let content = match self.range_of(a) {
+                // It reads as the mapping itself says.
+                None => Content::Zero,
+                Some(r) => loop {
+                    match self.memory.read(a, &mut v, r.file_known, nowait) {
+                        Err(e) if e == EAGAIN && !nowait => task::sleep_ms(1),
+                        r => break r?,
+                    }
+                },
             };
             let kind = match content {
                 Content::Zero => PageKind::Zero,
@@ -511,43 +596,70 @@ impl Source {
             if !asked && kind != PageKind::Data {
                 continue;
             }
-            heads.extend_from_slice(&(a | kind as u64).to_le_bytes(), GFP_KERNEL)?;
-            if kind == PageKind::Data {
-                data.extend_from_slice(&buf[..], GFP_KERNEL)?;
-            }
+            heads[n] = U64::new(a | kind as u64);
             n += 1;
         }
         if n == 0 {
             return Ok(None);
         }
-        let p = Pages {
+        let bytes = v.len() - room;
+        let head = Pages {
             token: U64::new(self.token),
-            count: U32::new(n),
+            count: U32::new(n as u32),
             asked: U32::new(asked.into()),
         };
-        let mut v = KVVec::with_capacity(16 + heads.len() + data.len(), GFP_KERNEL)?;
-        v.extend_from_slice(wire::bytes(&p), GFP_KERNEL)?;
-        v.extend_from_slice(&heads, GFP_KERNEL)?;
-        v.extend_from_slice(&data, GFP_KERNEL)?;
-        Ok(Some((v, data.len() as u64)))
+        let (a, b) = v.split_at_mut(size_of::<Pages>());
+        a.copy_from_slice(wire::bytes(&head));
+        for (to, h) in b.chunks_exact_mut(size_of::<U64>()).zip(&heads[..n]) {
+            to.copy_from_slice(wire::bytes(h));
+        }
+        // Heads of pages that are not sent leave a gap.
+        let data = size_of::<Pages>() + n * size_of::<U64>();
+        if data < room {
+            v.copy_within(room.., data);
+            v.truncate(data + bytes);
+        }
+        Ok(Some((v, bytes as u64)))
+    }
+
+    fn send(&self, v: KVVec<u8>, bytes: u64, urgency: Urgency) -> Result {
+        self.state.lock().fetched_bytes += bytes;
+        link::send(self.target, Class::Memory, Kind::Pages, v, urgency)
+    }
+
+    fn asked(&self) {
+        self.state.lock().asked_ns = task::now_ns();
+    }
+
+    /// Whether a page was asked for a moment ago. What is pushed stands in the way of such a process.
+    fn is_busy(&self) -> bool {
+        task::now_ns().saturating_sub(self.state.lock().asked_ns) < BUSY_NS
+    }
+
+    /// Answers a request for one page, unless that takes waiting: `EAGAIN`.
+    fn answer_now(&self, addr: u64) -> Result {
+        let (v, bytes) = self.frame(addr, 1, true, true)?.ok_or(EIO)?;
+        self.send(v, bytes, Urgency::Now)
     }
 
     /// Answers a request. Blocks on the memory.
-    pub fn answer(&self, addr: u64, count: usize) -> Result {
-        if let Some((v, bytes)) = self.frame(addr, count, true)? {
-            self.state.lock().fetched_bytes += bytes;
-            link::send(self.target, Class::Memory, Kind::Pages, v, Urgency::Now)?;
-        } else {
-            // Outside of all ranges: it reads as the mapping itself says.
-            let p = Pages {
-                token: U64::new(self.token),
-                count: U32::new(1),
-                asked: U32::new(1),
+    fn answer(&self, addr: u64, count: usize) -> Result {
+        for k in (0..count).step_by(MAX_PAGES) {
+            let a = addr + (k * PAGE) as u64;
+            let frame = loop {
+                match self.frame(a, count - k, true, false) {
+                    Err(e) if e == ENOMEM => task::sleep_ms(20),
+                    r => break r?,
+                }
             };
-            let mut v = KVVec::new();
-            v.extend_from_slice(wire::bytes(&p), GFP_KERNEL)?;
-            v.extend_from_slice(&addr.to_le_bytes(), GFP_KERNEL)?;
-            link::send(self.target, Class::Memory, Kind::Pages, v, Urgency::Now)?;
+            if self.over() {
+                return Ok(());
+            }
+            let (v, bytes) = frame.ok_or(EIO)?;
+            // The first is what the fault is about. The others go without waiting for room: who asks
+            // limits how many there are.
+            let urgency = if k == 0 { Urgency::Now } else { Urgency::Bulk };
+            self.send(v, bytes, urgency)?;
         }
         Ok(())
     }
@@ -561,26 +673,35 @@ impl Source {
             return Ok(());
         }
         let me = self.clone();
-        work::spawn(c"ssi", move || {
-            if let Err(e) = me.push() {
-                if e == EFAULT {
-                    crate::process::memory_lost(me.pid);
-                }
+        work::spawn(c"ssi", move || loop {
+            match me.push() {
+                Err(e) if e == EFAULT => return crate::process::memory_lost(me.pid),
+                // Short of memory, most likely; if the target is dead, this is over soon.
+                Err(_) if !me.over() => task::sleep_ms(100),
+                _ => return,
             }
         })
         .inspect_err(|_| self.state.lock().pushing = false)
     }
 
-    /// Sends all pages that hold data, then says that it was all.
+    /// Sends all pages that hold data, then says that it was all. Who asks for pages goes first.
     fn push(&self) -> Result {
+        self.asked();
+        for _ in 0..BEGINNING {
+            if !self.is_busy() {
+                break;
+            }
+            task::sleep_ms(10);
+        }
         for r in &self.ranges {
             let mut a = r.start;
             while a < r.end {
                 if self.over() {
                     return Ok(());
                 }
-                let n = (((r.end - a) as usize) / PAGE).min(MAX_PAGES);
-                if let Some((v, bytes)) = self.frame(a, n, false)? {
+                let most = if self.is_busy() { FEW } else { MAX_PAGES };
+                let n = (((r.end - a) as usize) / PAGE).min(most);
+                if let Some((v, bytes)) = self.frame(a, n, false, false)? {
                     self.state.lock().pushed_bytes += bytes;
                     stat::add(Counter::PagesPushed, (bytes / PAGE as u64) as i64);
                     link::wait_room(self.target, Class::Memory)?;
@@ -601,7 +722,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::PageRequest => {
             let (r, _) = wire::split::<PageRequest>(payload).map_err(|_| EINVAL)?;
             let (addr, count) = (r.addr.get(), r.count.get() as usize);
-            if addr & (PAGE as u64 - 1) != 0 || addr >= 1 << 56 || count == 0 || count > MAX_PAGES {
+            if addr & (PAGE as u64 - 1) != 0 || addr >= 1 << 56 || count == 0 || count > MAX_ASKED {
                 return Err(EINVAL);
             }
             let Some(s) = sources::get(r.token.get()).filter(|s| s.target == peer) else {
@@ -609,6 +730,10 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 let v = Verdict::new(r.token.get(), 0).failed(ESTALE.to_errno());
                 return crate::node::say(peer, Class::Memory, Kind::PagesEnd, wire::bytes(&v));
             };
+            s.asked();
+            if count == 1 && s.answer_now(addr).is_ok() {
+                return Ok(());
+            }
             work::spawn(c"ssi", move || {
                 if let Err(e) = s.answer(addr, count) {
                     if e == EFAULT {
@@ -651,13 +776,8 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
 impl Pager {
     /// A page that came with the image.
     pub fn preload(&self, addr: u64, data: &[u8]) -> Result {
-        let node = RBTreeNode::new(addr, Slot::Data(boxed(data)?), GFP_KERNEL)?;
-        let mut i = self.inner.lock();
-        i.install.push(addr, GFP_ATOMIC)?;
-        let old = i.slots.insert(node);
-        drop(i);
-        drop(old);
-        Ok(())
+        self.put(addr, Slot::Data(DataPage::new(None, data)?))
+            .map(|_| ())
     }
 }
 

@@ -46,8 +46,8 @@ module! {
     license: "GPL",
     params: {
         prefetch: u32 {
-            default: 16,
-            description: "Most pages fetched by one fault",
+            default: 256,
+            description: "Most pages asked for by one fault",
         },
         push: u32 {
             default: 1,

@@ -19,7 +19,7 @@ const BROKEN: [(&str, u32, &str, &str); 3] = [
         "offset",
         4,
         "files offset /tmp/broken",
-        "lseek(shared, 0, 1)",
+        "lseek(shared, 0, SEEK_CUR)",
     ),
 ];
 

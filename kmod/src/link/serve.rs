@@ -130,6 +130,8 @@ fn receive_frames(
 ) -> Result<core::convert::Infallible> {
     let mut renewed = false;
     let mut greeted = false;
+    // Used again and again: memory costs the zeros the kernel fills it with.
+    let mut payload = KVVec::new();
     loop {
         let mut head = [0; HEADER_BYTES];
         socket.receive(&mut head)?;
@@ -144,7 +146,7 @@ fn receive_frames(
             _ if !greeted => return Err(EPROTO),
             _ => {}
         }
-        let payload = receive_payload(socket, len)?;
+        receive_payload(socket, len, &mut payload)?;
         stat::add(Counter::FramesReceived, 1);
         match kind {
             Kind::Hello => {
@@ -160,7 +162,7 @@ fn receive_frames(
                 st.session.acked(ack)?;
                 chan.show_room(&st);
             }
-            _ => dispatch(peer, chan, id, kind, seq, ack, payload)?,
+            _ => dispatch(peer, chan, id, kind, seq, ack, &mut payload)?,
         }
         let (sent, received) = socket.records();
         if !renewed && sent.max(received) >= RENEW_RECORDS {
@@ -174,8 +176,8 @@ fn receive_frames(
 }
 
 /// The payload of a frame. Waits for memory, as the frame must not be lost.
-fn receive_payload(socket: &Socket, len: usize) -> Result<KVVec<u8>> {
-    let mut payload = KVVec::new();
+fn receive_payload(socket: &Socket, len: usize, payload: &mut KVVec<u8>) -> Result {
+    payload.clear();
     if len != 0 {
         while payload.reserve(len, GFP_KERNEL | __GFP_NOWARN).is_err() {
             if Thread::should_stop() || socket.is_shut() {
@@ -183,9 +185,9 @@ fn receive_payload(socket: &Socket, len: usize) -> Result<KVVec<u8>> {
             }
             crate::sys::work::sleep(MEMORY_MS);
         }
-        socket.receive_vec(len, &mut payload)?;
+        socket.receive_vec(len, payload)?;
     }
-    Ok(payload)
+    Ok(())
 }
 
 fn dispatch(
@@ -195,7 +197,7 @@ fn dispatch(
     kind: Kind,
     seq: u64,
     ack: u64,
-    payload: KVVec<u8>,
+    payload: &mut KVVec<u8>,
 ) -> Result {
     let gate = chan.gate.lock();
     let (taken, ack_due, wake) = {
@@ -214,7 +216,7 @@ fn dispatch(
     };
     #[cfg(SSI_BENCH)]
     let taken = match taken {
-        Taken::Fresh if super::bench::takes(peer.id, chan.class, kind, &payload) => Taken::Again,
+        Taken::Fresh if super::bench::takes(peer.id, chan.class, kind, payload) => Taken::Again,
         other => other,
     };
     if taken == Taken::Fresh {

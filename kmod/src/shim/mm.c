@@ -26,8 +26,8 @@ static_assert(sizeof(struct ssi_vma) == 80);
 /* Implemented in sys/mm.rs. */
 int ssi_rs_park(void);
 long ssi_rs_become(u64 token);
-int ssi_rs_pager_lookup(void *pager, u64 addr, void *to);
-int ssi_rs_pager_fetch(void *pager, u64 addr, int interruptible);
+int ssi_rs_pager_lookup(void *pager, u64 addr, struct page **page);
+void ssi_rs_pager_fetch(void *pager, u64 addr, u64 end, int interruptible);
 void ssi_rs_pager_get(void *pager);
 void ssi_rs_pager_put(void *pager);
 void ssi_rs_pager_forget(void *pager, u64 start, u64 end);
@@ -351,18 +351,22 @@ int ssi_exe_path(struct mm_struct *mm, char *buf, int len, u32 *major, u32 *mino
 
 /*
  * Copies a page out of `mm`. 0: nothing was ever there, it reads as zeros; 1: copied; 2: it is the
- * file's own page, or lies behind its end (only if `file_is_known`). Negative: errno. Never changes the memory.
+ * file's own page, or lies behind its end (only if `file_is_known`). Negative: errno; with `nowait`
+ * -EAGAIN for what needs waiting. Never changes the memory.
  */
-int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known)
+int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known, int nowait)
 {
 	struct vm_area_struct *vma;
 	struct page *page;
-	unsigned int flags = FOLL_FORCE;
+	unsigned int flags = FOLL_FORCE | (nowait ? FOLL_NOWAIT : 0);
 	int locked = 1;
 	long n;
 	int r;
 
-	mmap_read_lock(mm);
+	if (!nowait)
+		mmap_read_lock(mm);
+	else if (!mmap_read_trylock(mm))
+		return -EAGAIN;
 	vma = find_vma(mm, addr);
 	if (!vma || vma->vm_start > addr) {
 		mmap_read_unlock(mm);
@@ -385,6 +389,35 @@ int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known)
 	if (locked)
 		mmap_read_unlock(mm);
 	return r;
+}
+
+/*
+ * A page with a copy of `from`: `old`, whose reference it takes, if nobody else has it. A new one costs the
+ * zeros the kernel fills it with.
+ */
+struct page *ssi_page_new(struct page *old, const void *from)
+{
+	struct page *page = old;
+
+	if (page && page_count(page) != 1) {
+		put_page(page);
+		page = NULL;
+	}
+	if (!page)
+		page = alloc_page(GFP_HIGHUSER | __GFP_NOWARN);
+	if (page)
+		copy_page(page_address(page), (void *)from);
+	return page;
+}
+
+void ssi_page_get(struct page *page)
+{
+	get_page(page);
+}
+
+void ssi_page_put(struct page *page)
+{
+	put_page(page);
 }
 
 int ssi_page_is_zero(const void *p)
@@ -479,23 +512,23 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 {
 	struct hook *h = vmf->vma->vm_private_data;
 	u64 addr = vmf->address & PAGE_MASK;
-	struct page *page = alloc_page(GFP_HIGHUSER);
+	struct page *page;
 	void *pager;
+	u64 end;
 	int found;
 
-	if (!page)
-		return VM_FAULT_OOM;
-	found = ssi_rs_pager_lookup(h->pager, addr, page_address(page));
+	found = ssi_rs_pager_lookup(h->pager, addr, &page);
 	if (found == 0 || (found == 4 && !h->file_ops)) {
-		clear_page(page_address(page));
-		if (!(vmf->flags & FAULT_FLAG_WRITE)) {
+		if (vmf->flags & FAULT_FLAG_WRITE) {
+			page = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
+			if (!page)
+				return VM_FAULT_OOM;
+		} else {
 			/* As the kernel does where nothing was ever written. */
-			put_page(page);
 			page = ZERO_PAGE(addr);
 			get_page(page);
 		}
 	} else if (found != 1) {
-		put_page(page);
 		if (found == 2 || found == 4)
 			return h->file_ops ? h->file_ops->fault(vmf) : VM_FAULT_SIGBUS;
 		if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
@@ -503,10 +536,11 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 			return VM_FAULT_RETRY;
 		pager = h->pager;
+		end = vmf->vma->vm_end;
 		found = !!(vmf->flags & FAULT_FLAG_INTERRUPTIBLE);
 		ssi_rs_pager_get(pager);
 		release_fault_lock(vmf);
-		ssi_rs_pager_fetch(pager, addr, found);
+		ssi_rs_pager_fetch(pager, addr, end, found);
 		ssi_rs_pager_put(pager);
 		return VM_FAULT_RETRY;
 	}
@@ -575,13 +609,12 @@ int ssi_unhook(struct mm_struct *mm, void *pager)
 }
 
 /*
- * Brings the page at `addr` into `mm` for good, if a hooked mapping of `pager` is there: 1 done,
- * 0 no such mapping, -EAGAIN try again, else errno.
+ * Brings `count` pages from `addr` on into `mm` for good, as far as a hooked mapping of `pager` is
+ * there: their number, 0 for no such mapping, -EAGAIN try again, else errno.
  */
-int ssi_install(struct mm_struct *mm, u64 addr, void *pager)
+int ssi_install(struct mm_struct *mm, u64 addr, int count, void *pager)
 {
 	struct vm_area_struct *vma;
-	struct page *page;
 	int locked = 1;
 	long n;
 	int r = 0;
@@ -590,10 +623,9 @@ int ssi_install(struct mm_struct *mm, u64 addr, void *pager)
 	vma = find_vma(mm, addr);
 	if (vma && vma->vm_start <= addr && vma->vm_ops == &hook_vm_ops &&
 	    ((struct hook *)vma->vm_private_data)->pager == pager) {
-		n = get_user_pages_remote(mm, addr, 1, FOLL_WRITE | FOLL_FORCE, &page, &locked);
-		if (n == 1)
-			put_page(page);
-		r = n == 1 ? 1 : n < 0 ? n : -EAGAIN;
+		n = min_t(u64, count, (vma->vm_end - addr) >> PAGE_SHIFT);
+		n = get_user_pages_remote(mm, addr, n, FOLL_WRITE | FOLL_FORCE, NULL, &locked);
+		r = n ? n : -EAGAIN;
 	}
 	if (locked)
 		mmap_read_unlock(mm);

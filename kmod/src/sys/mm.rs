@@ -56,7 +56,16 @@ unsafe extern "C" {
         minor: *mut u32,
         ino: *mut u64,
     ) -> c_int;
-    fn ssi_page_read(mm: *mut RawMm, addr: u64, to: *mut c_void, file_is_known: c_int) -> c_int;
+    fn ssi_page_read(
+        mm: *mut RawMm,
+        addr: u64,
+        to: *mut c_void,
+        file_is_known: c_int,
+        nowait: c_int,
+    ) -> c_int;
+    fn ssi_page_new(old: *mut bindings::page, from: *const c_void) -> *mut bindings::page;
+    fn ssi_page_get(p: *mut bindings::page);
+    fn ssi_page_put(p: *mut bindings::page);
     fn ssi_page_is_zero(p: *const c_void) -> c_int;
     fn ssi_mm_unstable(mm: *mut RawMm) -> c_int;
     fn ssi_map(
@@ -74,7 +83,7 @@ unsafe extern "C" {
     fn ssi_write_forced(to: u64, from: *const c_void, len: u32) -> c_int;
     fn ssi_hook(start: u64, end: u64, pager: *mut c_void) -> c_int;
     fn ssi_unhook(mm: *mut RawMm, pager: *mut c_void) -> c_int;
-    fn ssi_install(mm: *mut RawMm, addr: u64, pager: *mut c_void) -> c_int;
+    fn ssi_install(mm: *mut RawMm, addr: u64, count: c_int, pager: *mut c_void) -> c_int;
     fn ssi_unmap_all(keep: u64, keep_end: u64) -> c_int;
     fn ssi_task_size() -> u64;
     fn ssi_mm_current_get() -> *mut RawMm;
@@ -181,18 +190,28 @@ impl Memory {
         Ok((buf, id))
     }
 
-    /// Copies a page out. With `file_is_known`, pages that are the file's own are not copied.
+    /// Looks at a page, and appends it to `to` if it holds data. With `file_is_known`, pages that are
+    /// the file's own are not copied. With `nowait`, does not sleep for the page or the memory's lock.
     ///
     /// # Errors
     /// `EAGAIN`: try again. `EFAULT`: this memory lost pages and cannot be trusted any more.
-    pub fn read(&self, addr: u64, to: &mut [u8; PAGE], file_is_known: bool) -> Result<Content> {
-        // SAFETY: `to` has a page.
+    pub fn read(
+        &self,
+        addr: u64,
+        to: &mut KVVec<u8>,
+        file_is_known: bool,
+        nowait: bool,
+    ) -> Result<Content> {
+        to.reserve(PAGE, GFP_KERNEL)?;
+        let spare = to.spare_capacity_mut().as_mut_ptr();
+        // SAFETY: There is room for a page.
         let n = unsafe {
             ssi_page_read(
                 self.0.as_ptr(),
                 addr,
-                to.as_mut_ptr().cast(),
+                spare.cast(),
                 file_is_known.into(),
+                nowait.into(),
             )
         };
         // SAFETY: The memory is held.
@@ -202,30 +221,73 @@ impl Memory {
         match n {
             0 => Ok(Content::Zero),
             // Not where a file is mapped: there nothing means the file.
-            // SAFETY: `to` has a page.
-            1 if !file_is_known && unsafe { ssi_page_is_zero(to.as_ptr().cast()) } != 0 => {
+            // SAFETY: A page was written there.
+            1 if !file_is_known && unsafe { ssi_page_is_zero(spare.cast()) } != 0 => {
                 Ok(Content::Zero)
             }
-            1 => Ok(Content::Data),
+            1 => {
+                // SAFETY: The capacity has room for a page, and one was written there.
+                unsafe { to.inc_len(PAGE) };
+                Ok(Content::Data)
+            }
             2 => Ok(Content::File),
             e => Err(Error::from_errno(e)),
         }
     }
 
-    /// Brings one page of `pager` in for good. False: no such mapping any more.
-    pub fn install(&self, addr: u64, pager: &Arc<Pager>) -> Result<bool> {
+    /// Brings up to `count` pages of `pager` from `addr` on in for good; their number. 0: no such
+    /// mapping any more.
+    pub fn install(&self, addr: u64, count: usize, pager: &Arc<Pager>) -> Result<usize> {
+        let pager = Arc::as_ptr(pager).cast_mut().cast();
         // SAFETY: The pager is only compared and asked through its own reference.
-        match unsafe { ssi_install(self.0.as_ptr(), addr, Arc::as_ptr(pager).cast_mut().cast()) } {
-            0 => Ok(false),
-            1 => Ok(true),
-            e => Err(Error::from_errno(e)),
-        }
+        let n = unsafe { ssi_install(self.0.as_ptr(), addr, count as c_int, pager) };
+        usize::try_from(n).map_err(|_| Error::from_errno(n))
     }
 
     /// Makes the mappings of `pager` ordinary ones.
     pub fn unhook(&self, pager: &Arc<Pager>) {
         // SAFETY: As in `install`.
         unsafe { ssi_unhook(self.0.as_ptr(), Arc::as_ptr(pager).cast_mut().cast()) };
+    }
+}
+
+/// A page of data that came from elsewhere; clones share it. What it holds never changes: mappings
+/// have it read-only, or a copy.
+pub struct DataPage(NonNull<bindings::page>);
+
+// SAFETY: Pages may be used and put from any task.
+unsafe impl Send for DataPage {}
+// SAFETY: As above.
+unsafe impl Sync for DataPage {}
+
+impl DataPage {
+    /// A page with a copy of `data`: `old`, if nothing else uses it.
+    pub fn new(old: Option<Self>, data: &[u8]) -> Result<Self> {
+        if data.len() != PAGE {
+            return Err(EINVAL);
+        }
+        let old = old.map_or(core::ptr::null_mut(), |p| {
+            core::mem::ManuallyDrop::new(p).0.as_ptr()
+        });
+        // SAFETY: There is a page of data, and `old` is null or our reference.
+        NonNull::new(unsafe { ssi_page_new(old, data.as_ptr().cast()) })
+            .map(Self)
+            .ok_or(ENOMEM)
+    }
+}
+
+impl Clone for DataPage {
+    fn clone(&self) -> Self {
+        // SAFETY: We have a reference.
+        unsafe { ssi_page_get(self.0.as_ptr()) };
+        Self(self.0)
+    }
+}
+
+impl Drop for DataPage {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { ssi_page_put(self.0.as_ptr()) }
     }
 }
 
@@ -377,11 +439,18 @@ fn borrow<'a>(pager: *mut c_void) -> ArcBorrow<'a, Pager> {
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_pager_lookup(pager: *mut c_void, addr: u64, to: *mut [u8; PAGE]) -> c_int {
-    // SAFETY: The shim gives a page that nobody else has yet.
-    match borrow(pager).lookup(addr, unsafe { &mut *to }) {
+extern "C" fn ssi_rs_pager_lookup(
+    pager: *mut c_void,
+    addr: u64,
+    page: *mut *mut bindings::page,
+) -> c_int {
+    match borrow(pager).lookup(addr) {
         Found::Zero => 0,
-        Found::Data => 1,
+        Found::Data(p) => {
+            // SAFETY: The shim gives room for the pointer, and takes the reference over.
+            unsafe { *page = core::mem::ManuallyDrop::new(p).0.as_ptr() };
+            1
+        }
         Found::File => 2,
         Found::Absent => 3,
         Found::Rest => 4,
@@ -389,9 +458,8 @@ extern "C" fn ssi_rs_pager_lookup(pager: *mut c_void, addr: u64, to: *mut [u8; P
 }
 
 #[no_mangle]
-extern "C" fn ssi_rs_pager_fetch(pager: *mut c_void, addr: u64, interruptible: c_int) -> c_int {
-    borrow(pager).fetch(addr, interruptible != 0);
-    0
+extern "C" fn ssi_rs_pager_fetch(pager: *mut c_void, addr: u64, end: u64, interruptible: c_int) {
+    borrow(pager).fetch(addr, end, interruptible != 0);
 }
 
 #[no_mangle]

@@ -670,3 +670,14 @@ pub fn set_rseq(t: &ThreadState) {
     // SAFETY: Only the caller's own fields; the kernel checks the address at each use.
     unsafe { ssi_rseq_set(t) }
 }
+
+#[cfg(SSI_BENCH)]
+unsafe extern "C" {
+    safe static ssi_break: c_uint;
+}
+
+/// What this build for tests was told to drop.
+#[cfg(SSI_BENCH)]
+pub fn broken() -> u32 {
+    ssi_break
+}

@@ -9,8 +9,10 @@ use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
-/// Most pages in one [`Pages`] frame or asked for by one [`PageRequest`].
-pub const MAX_PAGES: usize = 32;
+/// Most pages in one [`Pages`] frame: with its heads it just fits into 128 KiB, as the kernel allocates powers of two.
+pub const MAX_PAGES: usize = 31;
+/// Most pages asked for by one [`PageRequest`].
+pub const MAX_ASKED: usize = 512;
 /// Largest image, all frames together.
 pub const MAX_IMAGE_BYTES: u64 = 96 << 20;
 /// Image bytes in one frame.
@@ -139,7 +141,7 @@ pub struct PageRequest {
     pub token: U64,
     /// Address of the first page.
     pub addr: U64,
-    /// Number of pages, at most [`MAX_PAGES`].
+    /// Number of pages, at most [`MAX_ASKED`]. All of them are answered for.
     pub count: U32,
     /// Zero.
     pub reserved: U32,

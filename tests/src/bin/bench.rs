@@ -343,7 +343,7 @@ impl Bench {
             .into_iter()
             .filter(|stamp| *stamp >= from - 20_000.0)
             .collect();
-        ensure!(after.len() > 100, "{} lines came in 10 s", after.len());
+        ensure!(after.len() > 10, "{} lines came in 10 s", after.len());
         Ok(after
             .windows(2)
             .map(|pair| pair[1] - pair[0])
@@ -473,9 +473,10 @@ s = socket.create_server((\"\", 7997)); c, _ = s.accept(); c.sendfile(open(\"/tm
         Ok(figures)
     }
 
-    fn crunch(&self, rounds: u64, moves: bool) -> Result<f64> {
+    fn crunch(&self, rounds: u64, home: Node, moves: bool) -> Result<f64> {
         let line = format!("crunch {rounds}");
-        let mut proc = Proc::start(&self.cluster, &Start::guest(&line).fixed().io(Io::Pipe))?;
+        let start = Start::guest(&line).fixed().io(Io::Pipe).home(home);
+        let mut proc = Proc::start(&self.cluster, &start)?;
         proc.wait_line("HALF", LONG)?;
         if moves {
             migrate(&self.cluster, N1, proc.pid(), N2)?;
@@ -486,7 +487,7 @@ s = socket.create_server((\"\", 7997)); c, _ = s.accept(); c.sendfile(open(\"/tm
     }
 
     fn compute(&self) -> Result<Vec<Figure>> {
-        let trial = self.crunch(200, false)?;
+        let trial = self.crunch(200, N1, false)?;
         // Rounds for about 10 s.
         let mut rounds = 200;
         while trial * f64::from(u32::try_from(rounds)?) / 200.0 < 10_000.0 {
@@ -494,8 +495,11 @@ s = socket.create_server((\"\", 7997)); c, _ = s.accept(); c.sendfile(open(\"/tm
         }
         let (mut ratios, mut unmoved) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
-            let alone = self.crunch(rounds, false)?;
-            ratios.push(self.crunch(rounds, true)? / alone);
+            // The processors may differ: what moves at half has half of each.
+            let here = self.crunch(rounds, N1, false)?;
+            let moved = self.crunch(rounds, N1, true)?;
+            let alone = f64::midpoint(here, self.crunch(rounds, N2, false)?);
+            ratios.push(moved / alone);
             unmoved.push(alone);
         }
         Ok(vec![Figure {
