@@ -117,7 +117,9 @@ pub struct Creds {
 const _: () = assert!(size_of::<Creds>() == 88);
 
 /// One signal; struct ssi_siginfo.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct SigInfo {
@@ -140,7 +142,14 @@ impl SigInfo {
     /// As system calls have it: siginfo_t.
     pub fn to_user(&self) -> [u8; 128] {
         let mut u = [0; 128];
-        let head = [self.signo, self.err, self.code, 0, self.pid, self.uid as i32];
+        let head = [
+            self.signo,
+            self.err,
+            self.code,
+            0,
+            self.pid,
+            self.uid as i32,
+        ];
         let fields = head.iter().flat_map(|v| v.to_le_bytes());
         for (to, from) in u.iter_mut().zip(fields.chain(self.value.to_le_bytes())) {
             *to = from;
