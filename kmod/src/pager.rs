@@ -66,6 +66,10 @@ struct Inner {
     slots: RBTree<u64, Slot>,
     /// Addresses to be brought into the process's memory.
     install: KVVec<u64>,
+    /// Slots that hold data.
+    data: usize,
+    /// Pages that were sent were lost for want of memory: everything has to be sent again.
+    short: bool,
     /// Pages that were brought in, to be used again.
     spare: KVVec<DataPage>,
     installing: bool,
@@ -82,6 +86,11 @@ struct Inner {
 impl Inner {
     /// The run of pages to be brought in next: first address and number.
     fn next_run(&mut self) -> Option<(u64, usize)> {
+        if self.install.is_empty() && self.complete && self.data > 0 {
+            // There was no memory to note them: look for them.
+            let (a, _) = self.slots.iter().find(|s| matches!(s.1, Slot::Data(_)))?;
+            return Some((*a, 1));
+        }
         let mut first = self.install.pop()?;
         let mut n = 1;
         while n < INSTALLED && self.install.last() == Some(&(first.wrapping_sub(PAGE as u64))) {
@@ -90,6 +99,15 @@ impl Inner {
             n += 1;
         }
         Some((first, n))
+    }
+
+    /// The page needs nothing more: returns what was known of it.
+    fn done(&mut self, addr: u64) -> Option<Slot> {
+        let old = core::mem::replace(self.slots.get_mut(&addr)?, Slot::Done);
+        if matches!(old, Slot::Data(_)) {
+            self.data = self.data.saturating_sub(1);
+        }
+        Some(old)
     }
 }
 
@@ -130,6 +148,8 @@ impl Pager {
                 inner <- new_spinlock!(Inner {
                     slots: RBTree::new(),
                     install: KVVec::new(),
+                    data: 0,
+                    short: false,
                     spare: KVVec::new(),
                     installing: false,
                     complete: false,
@@ -277,10 +297,7 @@ impl Pager {
                 .map(|c| *c.current().0)
                 .filter(|a| *a < end);
             let Some(a) = next else { break };
-            let old = i
-                .slots
-                .get_mut(&a)
-                .map(|s| core::mem::replace(s, Slot::Done));
+            let old = i.done(a);
             drop(i);
             drop(old);
             from = a + 1;
@@ -288,7 +305,15 @@ impl Pager {
     }
 
     /// Pages have arrived.
+    ///
+    /// # Errors
+    /// `ENOMEM`: some are lost, and will be sent again.
     pub fn take(self: &Arc<Self>, pages: PageIter<'_>) -> Result {
+        self.try_take(pages)
+            .inspect_err(|_| self.inner.lock().short = true)
+    }
+
+    fn try_take(self: &Arc<Self>, pages: PageIter<'_>) -> Result {
         let mut n = 0;
         for (addr, kind, data) in pages {
             let slot = match kind {
@@ -317,6 +342,9 @@ impl Pager {
         let mut node = None;
         loop {
             let mut i = self.inner.lock();
+            if has_data {
+                i.install.reserve(1, GFP_ATOMIC)?;
+            }
             match (i.slots.get_mut(&addr), slot.take()) {
                 (Some(old @ Slot::Asked), Some(new)) => *old = new,
                 (None, Some(new)) => {
@@ -332,6 +360,7 @@ impl Pager {
                 _ => return Ok(false),
             }
             if has_data {
+                i.data += 1;
                 i.install.push(addr, GFP_ATOMIC)?;
             }
             return Ok(true);
@@ -340,7 +369,15 @@ impl Pager {
 
     /// Everything was sent.
     pub fn sent_all(self: &Arc<Self>) {
-        self.inner.lock().complete = true;
+        {
+            let mut i = self.inner.lock();
+            if core::mem::replace(&mut i.short, false) {
+                i.asked_all = false;
+                drop(i);
+                return self.ask_all();
+            }
+            i.complete = true;
+        }
         self.wait.wake();
         self.start_installer();
     }
@@ -417,33 +454,38 @@ impl Pager {
                 return;
             };
             let at = |k: usize| addr + (k * PAGE) as u64;
-            // How many need no second try. None of a mapping that is gone does, nor of a process that
-            // is ending or at its limit: its own fault will say so.
+            // How many need no second try. If the process is at its limit or ending, that will show: it
+            // is killed, and this is told.
             let over = match memory.install(addr, count, &self) {
+                // The mapping has gone.
+                Ok(0) => {
+                    let old = self.inner.lock().done(addr);
+                    drop(old);
+                    1
+                }
                 Ok(n) => {
                     for k in 0..n {
                         let mut i = self.inner.lock();
-                        let slot = i.slots.get_mut(&at(k));
-                        let old = slot.map(|s| core::mem::replace(s, Slot::Done));
+                        let old = i.done(at(k));
                         if let Some(Slot::Data(page)) = old {
                             if i.spare.len() < INSTALLED {
                                 let _ = i.spare.push(page, GFP_ATOMIC);
                             }
                         }
                     }
-                    n.max(1)
+                    n
                 }
-                Err(e) if e == EAGAIN || e == ENOMEM || e == EINTR => {
-                    task::sleep_ms(if e == ENOMEM { 20 } else { 1 });
+                Err(e) => {
+                    task::sleep_ms(if e == EAGAIN { 1 } else { 20 });
                     0
                 }
-                Err(_) => 1,
             };
             for k in over..count {
                 let _ = self.inner.lock().install.push(at(k), GFP_ATOMIC);
             }
             if self.inner.lock().dead {
                 let mut i = self.inner.lock();
+                i.data = 0;
                 let old = core::mem::replace(&mut i.install, KVVec::new());
                 drop(i);
                 drop(old);
@@ -712,6 +754,8 @@ impl Source {
         }
         let mut v = KVVec::new();
         v.extend_from_slice(wire::bytes(&Verdict::new(self.token, self.pid)), GFP_KERNEL)?;
+        // The target may find that it needs everything once more.
+        self.state.lock().pushing = false;
         link::send(self.target, Class::Memory, Kind::PagesEnd, v, Urgency::Bulk)
     }
 }
