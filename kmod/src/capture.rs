@@ -14,6 +14,7 @@ use crate::sys::task::{self, Action, Facts, SigInfo, TaskRef, ThreadState, When}
 use crate::uapi::{FileId, Reason};
 use crate::wire::image::{self, reg, Creds, Head, Mapping, Process, ProcessState, Thread, Way};
 use kernel::prelude::*;
+use kernel::rbtree::RBTree;
 use kernel::sync::{new_spinlock, Arc, SpinLock};
 use zerocopy::IntoBytes;
 
@@ -700,15 +701,17 @@ fn mappings(memory: &Memory) -> core::result::Result<(KVVec<Vma>, KVVec<u8>), Re
     if vmas.len() > image::MAX_MAPPINGS {
         return Err(Refusal::about(Reason::TooLarge, vmas.len() as u64));
     }
-    let mut keys = KVVec::with_capacity(vmas.len(), GFP_KERNEL)?;
+    let mut files: RBTree<u64, u32> = RBTree::new();
     for v in vmas.iter().filter(|v| v.file_key != 0) {
-        keys.push(v.file_key, GFP_KERNEL)?;
+        match files.get_mut(&v.file_key) {
+            Some(n) => *n += 1,
+            None => {
+                files.try_create_and_insert(v.file_key, 1, GFP_KERNEL)?;
+            }
+        }
     }
-    keys.sort_unstable();
     for v in &mut vmas {
-        let before = keys.partition_point(|k| *k < v.file_key);
-        let upto = keys.partition_point(|k| *k <= v.file_key);
-        v.file_vmas = (upto - before) as u32;
+        v.file_vmas = files.get(&v.file_key).copied().unwrap_or(0);
     }
     Ok((vmas, paths))
 }
