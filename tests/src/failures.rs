@@ -148,10 +148,8 @@ fn target_off(cluster: &Cluster) -> Result<()> {
 fn target_full(cluster: &Cluster) -> Result<()> {
     let mut proc = Proc::start(cluster, &Start::guest("memory hold 64"))?;
     proc.ready()?;
-    // Unreclaimable: a tmpfs of its own, which the kernel may fill to the last page, and no swap. What the kernel
-    // kills must not be what carries our words to that node.
-    let fill = "echo -1000 > /proc/$(pgrep -x agent)/oom_score_adj
-        mkdir -p /full && mount -t tmpfs -o size=100% full /full
+    // Unreclaimable: a tmpfs of its own, which the kernel may fill to the last page, and no swap.
+    let fill = "mkdir -p /full && mount -t tmpfs -o size=100% full /full
         free=$(awk '/MemAvailable/ { print int($2 / 1024) - 24 }' /proc/meminfo)
         dd if=/dev/zero of=/full/all bs=1M count=$free status=none";
     cluster.sh(N2, fill)?;
@@ -168,8 +166,7 @@ fn target_full(cluster: &Cluster) -> Result<()> {
                 _ => bail!("refused, and then {end:?}"),
             })
     };
-    let empty = "umount /full && rmdir /full && echo 0 > /proc/$(pgrep -x agent)/oom_score_adj";
-    cluster.sh(N2, empty)?;
+    cluster.sh(N2, "umount /full && rmdir /full")?;
     let end = end.with_context(|| {
         answer.map_or_else(|error| format!("{error:#}"), |output| output.evidence())
     })?;
