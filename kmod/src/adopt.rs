@@ -254,7 +254,15 @@ pub fn adopt(
     } else {
         None
     };
-    let r = steps(&image, &p, leader, deputies, &pager, home, here);
+    let r = with_privilege(leader, || {
+        steps(&image, &p, leader, deputies, &pager, home, here)
+    })
+    .and_then(|(threads, area)| {
+        for q in &threads {
+            credentials(&p, q)?;
+        }
+        Ok((threads, area))
+    });
     match r {
         Ok((threads, area)) => {
             let comm = p
@@ -283,37 +291,26 @@ pub fn adopt(
 
 type Steps = (KVec<Arc<Puppet>>, (u64, u64));
 
-/// All steps. The leader of deputies has the credentials of a process that may not do some of them.
-fn steps(
-    image: &Arc<Image>,
-    p: &Parsed<'_>,
-    leader: &Arc<Puppet>,
-    deputies: Option<&crate::process::Process>,
-    pager: &Option<Arc<Pager>>,
-    home: NodeId,
-    here: NodeId,
-) -> Result<Steps> {
+/// Does something while `leader` may do everything: that of deputies has the credentials of a
+/// process that may not do some of it.
+fn with_privilege<R>(leader: &Puppet, f: impl FnOnce() -> Result<R>) -> Result<R> {
     let own = crate::cell::cell::<task::Raised>()?;
     let aside = own.clone();
     leader.act(move |_| {
         aside.set(task::raise()?);
         Ok(Next::Stay)
     })?;
-    let r = steps_raised(image, p, leader, deputies, pager, home, here);
+    let r = f();
     leader.act(move |_| {
         if let Some(own) = own.get() {
             own.put_back();
         }
         Ok(Next::Stay)
     })?;
-    let (threads, area) = r?;
-    for q in &threads {
-        credentials(p, q)?;
-    }
-    Ok((threads, area))
+    r
 }
 
-fn steps_raised(
+fn steps(
     image: &Arc<Image>,
     p: &Parsed<'_>,
     leader: &Arc<Puppet>,
@@ -838,10 +835,15 @@ impl Adopted {
                 );
             }
         }
-        for q in &self.threads {
-            if let Err(e) = Parsed::new(&self.image.0).and_then(|p| wait_again(&p, q)) {
-                pr_err!("thread {}: signals that waited are lost: {:?}\n", q.tid, e);
+        match Parsed::new(&self.image.0) {
+            Ok(p) => {
+                for q in &self.threads {
+                    if let Err(e) = wait_again(&p, q) {
+                        pr_err!("thread {}: signals that waited are lost: {:?}\n", q.tid, e);
+                    }
+                }
             }
+            Err(e) => pr_err!("signals that waited are lost: {:?}\n", e),
         }
         let Ok(left) = Arc::new(AtomicU32::new(self.threads.len() as u32), GFP_KERNEL) else {
             return;

@@ -71,6 +71,16 @@ impl Refusal {
     }
 }
 
+impl From<files::Refusal> for Refusal {
+    fn from(r: files::Refusal) -> Self {
+        Self {
+            reason: r.reason,
+            detail: r.fd,
+            text: r.text,
+        }
+    }
+}
+
 impl From<Error> for Refusal {
     fn from(e: Error) -> Self {
         match e {
@@ -348,11 +358,7 @@ impl Frozen {
                 Err(r) => {
                     let mut i = me.inner.lock();
                     i.area = Some((base, bytes));
-                    let old = i.refused.replace(Refusal {
-                        reason: r.reason,
-                        detail: r.fd,
-                        text: r.text,
-                    });
+                    let old = i.refused.replace(r.into());
                     drop(i);
                     drop(old);
                     return Ok(Next::Stay);

@@ -11,6 +11,7 @@
 use crate::pager;
 use crate::sys::calls;
 use crate::sys::task;
+use crate::sys::wait::Until;
 use kernel::prelude::*;
 
 /// How long one wait may last before the call is made, and held back, once more, in ms.
@@ -65,8 +66,8 @@ pub fn holds(number: u64, flags: impl Fn(bool) -> Option<u64>) -> bool {
 /// Waits until the caller's memory is whole, or a signal comes, or for a while.
 pub fn wait() {
     if let Some(p) = pager::of_process(task::tgid()) {
-        p.ask_all();
-        p.wait_whole(WAIT_MS);
+        // However it ends, the call is made once more, and held back again if it has to be.
+        let _ = p.wait_filled(Until::Signal, WAIT_MS);
     }
 }
 

@@ -228,11 +228,7 @@ pub fn why(pid: u32) -> Result<Answer> {
     Ok(match check(pid, here) {
         Ok((t, ..)) => {
             if let Err(r) = crate::files::check(&t) {
-                return Ok(Answer {
-                    reason: r.reason,
-                    detail: r.fd,
-                    text: r.text,
-                });
+                return Ok(Refusal::from(r).into());
             }
             if crate::pager::of_process(pid).is_some() {
                 // It came here as it is, and its mappings are not yet what they will be.
@@ -372,7 +368,8 @@ fn try_leave(
     let early = |r: Refusal| (r, false);
     if let Some(g) = crate::pager::of_process(p.pid) {
         // One memory, two nodes at most.
-        g.wait_filled(FILL_MS).map_err(|e| early(e.into()))?;
+        g.wait_filled(Until::Kill, FILL_MS)
+            .map_err(|e| early(e.into()))?;
     }
     let mut facts = leader.facts();
     for _ in 0..100 {

@@ -275,7 +275,7 @@ impl Pager {
     }
 
     /// Asks the source to send everything, whatever it was told about sending unasked.
-    pub fn ask_all(&self) {
+    fn ask_all(&self) {
         if core::mem::replace(&mut self.inner.lock().asked_all, true) {
             return;
         }
@@ -390,17 +390,6 @@ impl Pager {
         self.start_installer();
     }
 
-    fn has_left(&self) -> bool {
-        pagers::get(self.token).is_none()
-    }
-
-    /// As [`Pager::wait_filled`], but for a caller that also has signals to take.
-    pub fn wait_whole(&self, timeout_ms: u32) {
-        let _ = self
-            .wait
-            .wait(Until::Signal, timeout_ms, || self.has_left());
-    }
-
     /// Takes it out of the table: it is whole, or nothing will come of it. False: that was done.
     pub fn leave(self: &Arc<Self>) -> bool {
         let left = pagers::remove_exact(self.token, self);
@@ -409,10 +398,14 @@ impl Pager {
         left
     }
 
-    /// Waits until the memory is whole.
-    pub fn wait_filled(&self, timeout_ms: u32) -> Result {
+    /// Asks for all that is missing and waits until the memory is whole.
+    ///
+    /// # Errors
+    /// `EINTR`, `ETIMEDOUT`.
+    pub fn wait_filled(&self, until: Until, timeout_ms: u32) -> Result {
         self.ask_all();
-        match self.wait.wait(Until::Kill, timeout_ms, || self.has_left()) {
+        let whole = || pagers::get(self.token).is_none();
+        match self.wait.wait(until, timeout_ms, whole) {
             Woken::Ready => Ok(()),
             Woken::Signal => Err(EINTR),
             Woken::Timeout => Err(ETIMEDOUT),

@@ -63,7 +63,7 @@ struct State {
     core_dumped: bool,
     pager: Option<Arc<Pager>>,
     source: Option<Arc<Source>>,
-    /// What the process it was did with its signals, for the flags of its children's.
+    /// Bytes of its park area.
     area_bytes: u64,
 }
 

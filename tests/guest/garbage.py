@@ -161,14 +161,20 @@ def ended(child, seconds):
     return None
 
 
-def stub():
+def in_child(call):
+    """Makes a call in a child, which exits with its errno."""
     child = os.fork()
     if child == 0:
         try:
-            fcntl.ioctl(os.open("/dev/ssi", os.O_RDWR), 0xB501, 0x1234567)
+            call()
         except OSError as error:
             os._exit(error.errno)
         os._exit(0)
+    return child
+
+
+def stub():
+    child = in_child(lambda: fcntl.ioctl(os.open("/dev/ssi", os.O_RDWR), 0xB501, 0x1234567))
     code = ended(child, 90)
     if code is None:
         os.kill(child, signal.SIGKILL)
@@ -195,14 +201,11 @@ def device(seed, count):
         kind = rng.randrange(6)
         if kind < 3:
             # A child, since a call that is believed does not come back: it may wait for a while, if it can be killed.
-            child = os.fork()
-            if child == 0:
-                try:
-                    argument = rng.choice((0, 1, rng.randrange(1 << 31), -1, -rng.randrange(1 << 31)))
-                    fcntl.ioctl(fd, number, argument)
-                except OSError as error:
-                    os._exit(error.errno)
-                os._exit(0)
+            def call(fd=fd, number=number):
+                argument = rng.choice((0, 1, rng.randrange(1 << 31), -1, -rng.randrange(1 << 31)))
+                fcntl.ioctl(fd, number, argument)
+
+            child = in_child(call)
             code = ended(child, 0.5)
             if code is None:
                 os.kill(child, signal.SIGKILL)
