@@ -21,6 +21,9 @@ HOST_MAX = 4000
 HELLO, REQUEST, RUN, STDIN, STDIN_END, WINDOW = 1, 2, 3, 4, 5, 6
 STDOUT, STDERR, EXIT, TAKEN = 1, 2, 3, 4
 
+QUIET_S = 60
+"""A node that takes nothing of a file for so long does not answer."""
+
 STDIN_MAX = 256 * 1024
 """Bytes of standard input that may be under way."""
 
@@ -61,10 +64,16 @@ def connect(node, deadline=None):
                 os.close(lock)
                 continue
             link = socket.socket(socket.AF_UNIX)
+            link.setblocking(False)
             try:
                 link.connect(path)
                 return link, lock
+            except BlockingIOError:
+                # QEMU has not yet seen that an earlier client has gone.
+                link.close()
+                os.close(lock)
             except (ConnectionRefusedError, FileNotFoundError):
+                link.close()
                 os.close(lock)
                 raise Gone(f"{name} does not run: vm/cluster start {name}") from None
         if deadline and time.monotonic() > deadline:
@@ -73,13 +82,16 @@ def connect(node, deadline=None):
 
 
 class Session:
-    """One request to the agent, from its first byte to the exit status."""
+    """One request to the agent, from its first byte to the exit status.
 
-    def __init__(self, node, request, window=None, deadline=None):
+    `deadline` is when that must be there; `quiet` how many seconds may pass without a byte in either direction.
+    """
+
+    def __init__(self, node, request, window=None, deadline=None, quiet=None):
         self.name = os.path.basename(node)
         self.deadline = deadline
-        self.link, self.lock = connect(node, deadline)
-        self.link.setblocking(False)
+        self.quiet = quiet
+        self.link, self.lock = connect(node, deadline or quiet and time.monotonic() + quiet)
         self.nonce = os.urandom(16)
         self.status = None
         self.under_way = 0
@@ -108,7 +120,7 @@ class Session:
             reading = [self.link] + ([wake[0]] if wake else [])
             if source is not None and self.under_way < STDIN_MAX:
                 reading.append(source)
-            left = None if self.deadline is None else max(0, self.deadline - time.monotonic())
+            left = self.quiet if self.deadline is None else max(0, self.deadline - time.monotonic())
             ready, writable, _ = select.select(reading, [self.link] if self.outbox else [], [], left)
             if not ready and not writable:
                 raise Silent(f"{self.name} does not answer")
@@ -263,7 +275,7 @@ def push(node, source, destination):
         raise Failure(f"{source}: {error.strerror}") from None
     try:
         mode = f"{os.fstat(descriptor).st_mode & 0o7777:o}"
-        with Session(node, ["push", mode, destination]) as session:
+        with Session(node, ["push", mode, destination], quiet=QUIET_S) as session:
             return session.pump(descriptor, to_streams)
     finally:
         os.close(descriptor)

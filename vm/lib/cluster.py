@@ -33,8 +33,11 @@ BUILD = os.path.join(TOP, "build")
 
 BOOT_TIMEOUT_S = 150
 """Nodes boot in seconds, but several checked ones on a busy host take their time."""
-BOOT_ATTEMPTS = 2
+BOOT_ATTEMPTS = 3
 """Rarely an emulated machine stands still in the stock kernel's first second, with nothing of ours in it yet."""
+
+START_TIMEOUT_S = 30
+"""QEMU binds its sockets, or has read a template, within moments."""
 
 LOGS_KEPT_S = 24 * 3600
 """Tests name their clusters anew each time, so there would be ever more logs."""
@@ -156,10 +159,11 @@ class Cluster:
                 self.power_on(node)
             with open(os.path.join(self.state, "cluster.json"), "w") as file:
                 json.dump(self._config, file, indent=2)
+            if with_ssi:
+                ssi.prepare(self)
             self.on_all(self.boot)
             say(f"{count} nodes booted in {time.monotonic() - began:.1f} s")
             if with_ssi:
-                ssi.prepare(self)
                 self.on_all(lambda node: ssi.start_ssi(self, node))
                 ssi.wait_until_ready(self)
                 say(f"the cluster is up after {time.monotonic() - began:.1f} s")
@@ -247,8 +251,9 @@ class Cluster:
                 control = self.path(0, "qmp")
                 qmp.command(control, "stop")
                 qmp.command(control, "migrate", uri=f"exec:cat >{path}.part")
+                deadline = time.monotonic() + BOOT_TIMEOUT_S
                 while (status := qmp.command(control, "query-migrate")["status"]) != "completed":
-                    if status in ("failed", "cancelled"):
+                    if time.monotonic() > deadline or status in ("failed", "cancelled"):
                         raise Failure(f"the template cannot be written to {path}.part: is there room?")
                     time.sleep(0.05)
                 self.end([self.pid("n0/pid")])
@@ -269,7 +274,10 @@ class Cluster:
             )
         self.write_pid(f"n{node}/pid", process)
         # The sockets of an earlier life are there still; QEMU binds the last one before it goes on.
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not self.answers(self.path(node, f"e{channel.PORTS - 1}")):
+            if time.monotonic() > deadline:
+                raise Failure(f"n{node}: QEMU does not answer: {self.tail(f'n{node}/qemu.log')}")
             if process.poll() is not None:
                 raise Failure(f"n{node}: QEMU did not start: {self.tail(f'n{node}/qemu.log')}")
             time.sleep(0.01)
@@ -277,33 +285,44 @@ class Cluster:
     @staticmethod
     def answers(path):
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
             return probe.connect_ex(path) == 0
 
     def boot(self, node):
-        """Waits until a node that has power is usable, and gives it another chance if it stands still."""
+        """Waits until a node that has power is usable, and gives it another chance if it stands still.
+
+        The module is not loaded before this is over.
+        """
         for attempt in range(1, BOOT_ATTEMPTS + 1):
+            began = time.monotonic()
             try:
-                return self.wait_for_agent(node)
-            except channel.Silent:
+                self.wait_for_agent(node)
+                if node and self.config["ssi"]:
+                    ssi.install(self, node)
+                return
+            except channel.Silent as error:
                 self.note_registers(node)
                 if attempt == BOOT_ATTEMPTS:
                     raise Failure(f"n{node} does not boot: {self.tail(f'n{node}/console.log')}") from None
-                say(f"n{node} stands still after {BOOT_TIMEOUT_S} s (see {self.path(node)}): power off, power on")
+                took = time.monotonic() - began
+                say(f"{error} after {took:.0f} s (see {self.path(node)}): power off, power on")
                 self.kill(node)
                 self.power_on(node)
-        return None
 
     def wait_for_agent(self, node):
         """Waits for the agent, and makes a copy of the template the node it is to be."""
-        command = ["true"]
+        command, timeout = ["true"], BOOT_TIMEOUT_S
         if node and self.config["template"]:
             control = self.path(node, "qmp")
+            deadline = time.monotonic() + START_TIMEOUT_S
             while qmp.command(control, "query-status")["status"] == "inmigrate":
+                if time.monotonic() > deadline:
+                    raise channel.Silent(f"n{node} does not read its template")
                 time.sleep(0.02)
             qmp.command(control, "cont")
-            command = ["/usr/lib/unum/boot", str(node), f"{time.time():.3f}"]
+            command, timeout = ["/usr/lib/unum/boot", str(node), f"{time.time():.3f}"], START_TIMEOUT_S
         try:
-            status, _, said = channel.capture(self.path(node), command, timeout=BOOT_TIMEOUT_S)
+            status, _, said = channel.capture(self.path(node), command, timeout=timeout)
         except channel.Gone as error:
             raise Failure(f"{error} while it booted: {self.tail(f'n{node}/console.log')}") from None
         if status:

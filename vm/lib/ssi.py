@@ -38,7 +38,7 @@ def is_built(directory):
 def tool(cluster, *words):
     """Runs the cluster's ssictl on this machine."""
     line = [os.path.join(cluster.config["programs"], "ssictl"), *words]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode != 0:
         raise Failure(f"{' '.join(line)} failed: {done.stderr.strip()}")
 
@@ -65,15 +65,20 @@ def prepare(cluster):
             file.writelines(CONFIG_NODE.format(node=other) for other in cluster.nodes)
 
 
-def start_ssi(cluster, node):
-    """Loads the module and starts the daemon, as an operator would."""
+def install(cluster, node):
+    """Copies module, programs and what `prepare` has made into a node."""
     directory = cluster.path(node)
     for name, path in PROGRAMS.items():
         if channel.push(directory, os.path.join(cluster.config["programs"], name), path) != 0:
             raise Failure(f"n{node}: {name} cannot be copied")
     etc = cluster.path(node, "etc")
     for name in os.listdir(etc):
-        channel.push(directory, os.path.join(etc, name), f"/etc/ssid/{name}")
+        if channel.push(directory, os.path.join(etc, name), f"/etc/ssid/{name}") != 0:
+            raise Failure(f"n{node}: {name} cannot be copied")
+
+
+def start_ssi(cluster, node):
+    """Loads the module and starts the daemon, as an operator would."""
     in_node(cluster, node, "insmod", "/ssi/ssi.ko")
     # A session of its own, and no stream of ours, so that it outlives the command that starts it.
     start = "exec setsid ssid --config /etc/ssid/ssid.toml </dev/null >>/var/log/ssid.log 2>&1 &"

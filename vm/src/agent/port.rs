@@ -9,11 +9,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
 use crate::session;
@@ -42,6 +42,9 @@ pub fn serve() -> io::Result<ExitCode> {
         thread::sleep(Duration::from_millis(wait));
     }
 }
+
+/// How long a host must have been away to have gone.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// One port. Reading it is safe at any time; a host that is not there is not an end.
 pub struct Port {
@@ -72,6 +75,21 @@ impl Port {
         }
     }
 
+    /// Whether the host has gone. What it sends overtakes the news of its coming and going, so a host that seems
+    /// to be away may be the next one, of whom the first words have been read already: then it is back at once.
+    pub fn has_lost_its_host(&self) -> bool {
+        let end = Instant::now() + AWAY;
+        loop {
+            let mut fds = [PollFd::new(&self.file, PollFlags::empty())];
+            let away = poll(&mut fds, Some(&Timespec::default())).is_ok()
+                && fds[0].revents().contains(PollFlags::HUP);
+            if !away || Instant::now() >= end {
+                return away;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Reads what there is; `None` is nothing.
     pub fn read(&self, buffer: &mut [u8]) -> Option<usize> {
         rustix::io::read(&self.file, buffer)
@@ -88,5 +106,45 @@ impl Port {
 impl AsFd for Port {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port whose far end is the write end of a FIFO: without a writer, it is hung up.
+    fn port(path: &std::path::Path) -> Port {
+        let _ = fs::remove_file(path);
+        rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).unwrap();
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)
+            .unwrap();
+        Port::new(file).unwrap()
+    }
+
+    fn host(path: &std::path::Path) -> File {
+        OpenOptions::new().write(true).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_host_that_follows_another_has_not_gone() {
+        let path = std::env::temp_dir().join(format!("agent-port-{}", std::process::id()));
+        let port = port(&path);
+        drop(host(&path));
+        let next = {
+            let path = path.clone();
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(100));
+                host(&path)
+            })
+        };
+        assert!(!port.has_lost_its_host());
+        drop(next.join().unwrap());
+        assert!(port.has_lost_its_host());
+        fs::remove_file(&path).unwrap();
     }
 }

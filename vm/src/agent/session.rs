@@ -93,7 +93,9 @@ impl Session {
                 );
             }
         }
-        poll(&mut fds, None).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+        poll(&mut fds, None).is_ok()
+            && fds[0].revents().contains(PollFlags::HUP)
+            && port.has_lost_its_host()
     }
 
     fn abandon(&mut self) {
