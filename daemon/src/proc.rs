@@ -146,9 +146,12 @@ fn parse_mapping(line: &[u8]) -> Option<Mapped> {
         minor: u32::from_str_radix(minor, 16).ok()?.into(),
         ino: ino.into(),
     };
+    // Padded with zeros here, and not in the names of map_files.
+    let (start, end) = range.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
     Some(Mapped {
         id,
-        range: range.to_owned(),
+        range: format!("{:x}-{:x}", number(start)?, number(end)?),
     })
 }
 
@@ -286,9 +289,10 @@ mod tests {
 7f0000000000-7f0000001000 rw-s 00000000 00:05 99                         /dev/zero (deleted)\n\
 7f0000001000-7f0000002000 rw-p 00000000 00:00 0 \n\
 7f0000002000-7f0000003000 r--p 00000000 00:1b 77                         /lib/libc.so.6\n\
+00400000-00401000 r--p 00000000 00:1b 78                                 /bin/busybox\n\
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]\n";
         let files = parse_maps(maps);
-        assert_eq!(files.len(), 2);
+        assert_eq!(files.len(), 3);
         assert_eq!(files[0].range, "55a0c4a00000-55a0c4a02000");
         assert_eq!(
             (
@@ -299,6 +303,8 @@ mod tests {
             (0xfe, 1, 1234)
         );
         assert_eq!(files[1].id.minor.get(), 0x1b);
+        // As its entry in map_files is called.
+        assert_eq!(files[2].range, "400000-401000");
     }
 
     #[test]
