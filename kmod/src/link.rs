@@ -22,7 +22,7 @@
 //! - `tx` (class): writing to the socket. Only the thread waits for room under it.
 //! - `state` (class), `life` (peer): short, nothing is sent or waited for under them.
 //!
-//! Therefore [`crate::node::frame`] and [`crate::node::peer_dead`] may send, but must not attach,
+//! Therefore [`crate::node::control_frame`], [`crate::node::memory_frame`] and [`crate::node::peer_dead`] may send, but must not attach,
 //! detach, declare dead, or wait for something that a frame of the same class brings.
 
 use crate::id::{NodeId, MAX_NODE};
@@ -44,6 +44,7 @@ mod channel;
 mod serve;
 
 use channel::Channel;
+pub use channel::Payload;
 use serve::Served;
 
 /// How often a thread looks around that waits for nothing in particular.
@@ -245,6 +246,18 @@ pub fn send(
     payload: KVVec<u8>,
     urgency: Urgency,
 ) -> Result {
+    send_shared(peer, class, kind, Arc::new(payload, GFP_KERNEL)?, urgency)
+}
+
+/// The same with a payload of which the caller keeps a reference. It is the only one once the peer has taken
+/// the frame, or the session is over.
+pub fn send_shared(
+    peer: NodeId,
+    class: Class,
+    kind: Kind,
+    payload: Payload,
+    urgency: Urgency,
+) -> Result {
     let links = LINKS.get().ok_or(ENOTCONN)?;
     let peer = links.peer(peer)?;
     if payload.len() > MAX_PAYLOAD_BYTES {
@@ -255,7 +268,6 @@ pub fn send(
     }
     let _noio = NoIo::enter();
     let len = payload.len() as u32;
-    let payload = Arc::new(payload, GFP_KERNEL)?;
     let chan = peer.channel(class);
     chan.queue(kind, len, urgency, payload)?;
     chan.flush(urgency == Urgency::Now);
@@ -287,6 +299,20 @@ pub fn wait_room(peer: NodeId, class: Class) -> Result {
             return Err(EINTR);
         }
     }
+}
+
+/// Bytes of bulk that `peer` has not said to have taken; none without a session.
+pub fn bulk_bytes(peer: NodeId, class: Class) -> usize {
+    let links = LINKS.get();
+    let peer = links.as_ref().and_then(|l| l.peer(peer).ok());
+    peer.map_or(0, |p| {
+        let st = p.channel(class).state.lock();
+        if st.open {
+            st.session.bulk_bytes()
+        } else {
+            0
+        }
+    })
 }
 
 impl Peer {

@@ -294,6 +294,11 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
         Ok(())
     }
 
+    /// Bytes of bulk that are queued or not acknowledged.
+    pub fn bulk_bytes(&self) -> usize {
+        self.bulk_bytes
+    }
+
     /// Whether a sender of bulk may go on.
     pub fn has_room(&self) -> bool {
         self.bulk_bytes < BULK_BYTES

@@ -32,26 +32,30 @@ pub fn say(to: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
     link::send(to, class, kind, v, Urgency::Now)
 }
 
-/// A frame has arrived. Called by a link's receiver: what takes long is done elsewhere. The payload may
-/// be taken.
-pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: &mut KVVec<u8>) {
-    let r = match (class, kind) {
-        (Class::Memory, _) => pager::frame(peer, kind, payload),
-        (
-            Class::Control,
-            Kind::Image
-            | Kind::ImageMore
-            | Kind::Ready
-            | Kind::Commit
-            | Kind::Committed
-            | Kind::Abort,
-        ) => mover::frame(peer, kind, payload),
-        (Class::Control, Kind::FileOp | Kind::FileReply | Kind::FileCancel) => {
+/// A frame of the memory class has arrived. Called by a link's receiver: what takes long is done elsewhere.
+pub fn memory_frame(peer: NodeId, kind: Kind, payload: &[u8]) {
+    warn(peer, kind, pager::frame(peer, kind, payload));
+}
+
+/// The same for the control class. The payload may be taken.
+pub fn control_frame(peer: NodeId, kind: Kind, payload: &mut KVVec<u8>) {
+    let r = match kind {
+        Kind::Image
+        | Kind::ImageMore
+        | Kind::Ready
+        | Kind::Commit
+        | Kind::Committed
+        | Kind::Abort => mover::frame(peer, kind, payload),
+        Kind::FileOp | Kind::FileReply | Kind::FileCancel => {
             files::frame(peer, kind, core::mem::take(payload));
             Ok(())
         }
-        (Class::Control, _) => process::frame(peer, kind, payload),
+        _ => process::frame(peer, kind, payload),
     };
+    warn(peer, kind, r);
+}
+
+fn warn(peer: NodeId, kind: Kind, r: Result) {
     if let Err(e) = r {
         pr_warn!("{:?} from n{} not taken: {:?}\n", kind, peer.get(), e);
     }

@@ -16,7 +16,7 @@
 
 use crate::gate;
 use crate::id::NodeId;
-use crate::link::{self, Urgency};
+use crate::link::{self, Payload, Urgency};
 use crate::mover::Timing;
 use crate::stat::{self, Counter};
 use crate::sys::mm::{Content, DataPage, Memory, PAGE};
@@ -24,11 +24,13 @@ use crate::sys::task;
 use crate::sys::wait::{Until, WaitQueue, Woken};
 use crate::sys::work::{self, Hold};
 use crate::table;
-use crate::wire::task::{PageIter, PageKind, PageRequest, Pages, Verdict, MAX_ASKED, MAX_PAGES};
+use crate::wire::task::{
+    PageKind, PageRequest, PageRun, PageRuns, Pages, Verdict, MAX_ASKED, MAX_PAGES,
+};
 use crate::wire::{self, Class, Kind};
 use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNode};
-use kernel::sync::{new_spinlock, Arc, SpinLock};
+use kernel::sync::{new_spinlock, Arc, SpinLock, UniqueArc};
 use zerocopy::little_endian::{U32, U64};
 
 table! {
@@ -114,6 +116,10 @@ impl Inner {
 /// Pages brought in at a time, and as many that came alone wait for company: who asked for one maps it
 /// by itself.
 const INSTALLED: usize = 64;
+
+/// Pages asked for by a fault that follows no other: what lies behind is often next, and all of it has to
+/// come at some time.
+const ALONG: u32 = 8;
 
 /// The receiving end of a process's memory.
 #[pin_data]
@@ -202,7 +208,7 @@ impl Pager {
             let near = i.expected.wrapping_sub(addr) <= u64::from(i.window / 2) * page;
             let (first, window) = match i.slots.get(&addr) {
                 None if addr == i.expected => (addr, i.window * 2),
-                None => (addr, 1),
+                None => (addr, ALONG),
                 Some(Slot::Asked) if near => (i.expected, i.window * 2),
                 Some(_) => return (addr, 0),
             };
@@ -308,27 +314,66 @@ impl Pager {
     ///
     /// # Errors
     /// `ENOMEM`: some are lost, and will be sent again.
-    pub fn take(self: &Arc<Self>, pages: PageIter<'_>) -> Result {
+    pub fn take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
         self.try_take(pages)
             .inspect_err(|_| self.inner.lock().short = true)
     }
 
-    fn try_take(self: &Arc<Self>, pages: PageIter<'_>) -> Result {
-        let mut n = 0;
-        for (addr, kind, data) in pages {
-            let slot = match kind {
-                PageKind::Zero => Slot::Zero,
-                PageKind::File => Slot::File,
-                PageKind::Data => Slot::Data(DataPage::new(self.spare(), data)?),
+    fn try_take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
+        let memory = self.memory.lock().clone();
+        let (mut news, mut kept) = (0, 0);
+        for run in pages {
+            let given = match &memory {
+                Some(m) if run.kind == PageKind::Data => self.give(m, &run)?,
+                _ => 0,
             };
-            n += i64::from(self.put(addr, slot)?);
+            for k in given..run.count {
+                let slot = match run.kind {
+                    PageKind::Zero => Slot::Zero,
+                    PageKind::File => Slot::File,
+                    PageKind::Data => {
+                        kept += 1;
+                        let page = run.data.get(k * PAGE..(k + 1) * PAGE).ok_or(EINVAL)?;
+                        Slot::Data(DataPage::new(self.spare(), page)?)
+                    }
+                };
+                news += i64::from(self.put(run.addr + (k * PAGE) as u64, slot)?);
+            }
+            news += given as i64;
         }
-        stat::add(Counter::PagesReceived, n);
+        stat::add(Counter::PagesReceived, news);
         self.wait.wake();
-        if n > 1 || self.inner.lock().install.len() >= INSTALLED {
+        if kept > 1 || self.inner.lock().install.len() >= INSTALLED {
             self.start_installer();
         }
         Ok(())
+    }
+
+    /// Brings the first pages of a run straight into the process's memory, as far as nothing is known of
+    /// them and that takes no waiting. Returns their number.
+    fn give(&self, memory: &Memory, run: &PageRun<'_>) -> Result<usize> {
+        let at = |k: usize| run.addr + (k * PAGE) as u64;
+        let news = {
+            let i = self.inner.lock();
+            let is_new = |k: &usize| matches!(i.slots.get(&at(*k)), None | Some(Slot::Asked));
+            (0..run.count).take_while(is_new).count()
+        };
+        let data = run.data.get(..news * PAGE).ok_or(EINVAL)?;
+        let given = memory.give(run.addr, data, self);
+        let mut k = 0;
+        while k < given {
+            {
+                let mut i = self.inner.lock();
+                while k < given && i.done(at(k)).is_some() {
+                    k += 1;
+                }
+            }
+            if k < given {
+                self.put(at(k), Slot::Done)?;
+                k += 1;
+            }
+        }
+        Ok(given)
     }
 
     fn spare(&self) -> Option<DataPage> {
@@ -505,12 +550,14 @@ impl Pager {
     }
 }
 
-/// How long after a page was asked for another may be soon.
-const BUSY_NS: u64 = 20_000_000;
+/// How long after a page was asked for another may be soon: a process that has to wait for its turn, because of
+/// all that is pushed, has not stopped asking.
+const BUSY_NS: u64 = 200_000_000;
 /// How often 10 ms are waited, at most, for a process that has just moved to find what it needs first.
 const BEGINNING: u32 = 10;
-/// Pages pushed at a time while others are asked for.
-const FEW: usize = 15;
+/// Pages pushed at a time while others are asked for; the next when these have been taken, which the target
+/// says at once of so many.
+const FEW: usize = 16;
 
 /// A range of a source's memory.
 #[derive(Clone, Copy, Debug)]
@@ -540,14 +587,43 @@ pub struct Source {
     state: SpinLock<SourceState>,
 }
 
+/// Frames that were sent, oldest first, to be filled again once the target has them.
 #[derive(Default)]
+struct Frames([Option<Payload>; 8]);
+
+impl Frames {
+    fn take(&mut self) -> Option<Payload> {
+        self.0.iter_mut().find_map(Option::take)
+    }
+
+    /// Returns what there was no place for.
+    fn keep(&mut self, frame: Payload) -> Option<Payload> {
+        self.0.rotate_left(1);
+        self.0.last_mut()?.replace(frame)
+    }
+}
+
 struct SourceState {
     over: bool,
     pushing: bool,
+    /// Frames of one page, and of many.
+    frames: [Frames; 2],
+    /// Pages that were asked for and sent, as bits of groups of 64, by number of the group.
+    sent: RBTree<u64, u64>,
+    /// How often all had to be sent again: what was sent before may be lost.
+    round: u32,
     /// When a page was asked for last.
     asked_ns: u64,
     fetched_bytes: u64,
     pushed_bytes: u64,
+}
+
+impl SourceState {
+    fn was_sent(&self, addr: u64) -> bool {
+        let n = addr / PAGE as u64;
+        let bits = self.sent.get(&(n / 64)).copied().unwrap_or(0);
+        bits >> (n % 64) & 1 != 0
+    }
 }
 
 impl Source {
@@ -568,7 +644,16 @@ impl Source {
                 memory,
                 ranges,
                 timing,
-                state <- new_spinlock!(SourceState::default()),
+                state <- new_spinlock!(SourceState {
+                    over: false,
+                    pushing: false,
+                    frames: Default::default(),
+                    sent: RBTree::new(),
+                    round: 0,
+                    asked_ns: 0,
+                    fetched_bytes: 0,
+                    pushed_bytes: 0,
+                }),
             }),
             GFP_KERNEL,
         )?;
@@ -596,28 +681,31 @@ impl Source {
         self.state.lock().over
     }
 
-    /// Reads `count` pages from `addr` on into a frame; if not `asked`, only those with data. `None`:
-    /// none of them is to be sent. With `nowait`, fails with `EAGAIN` instead of sleeping for a page.
+    /// Reads `count` pages from `addr` on into a frame; if not `asked`, only those with data the target
+    /// was not sent. `None`: none of them is to be sent. With `nowait`, fails with `EAGAIN` instead of
+    /// sleeping for a page.
     fn frame(
         &self,
         addr: u64,
         count: usize,
         asked: bool,
         nowait: bool,
-    ) -> Result<Option<(KVVec<u8>, u64)>> {
+    ) -> Result<Option<(Payload, u64)>> {
         let mut heads = [U64::new(0); MAX_PAGES];
         let count = count.min(MAX_PAGES);
-        let room = size_of::<Pages>() + count * size_of::<U64>();
-        let mut v = KVVec::with_capacity(room + count * PAGE, GFP_KERNEL)?;
-        v.resize(room, 0, GFP_KERNEL)?;
+        let mut frame = self.buffer(count)?;
+        let v = &mut *frame;
         let mut n = 0;
         for k in 0..count {
             let a = addr + (k * PAGE) as u64;
+            if !asked && self.state.lock().was_sent(a) {
+                continue;
+            }
             let content = match self.range_of(a) {
                 // It reads as the mapping itself says.
                 None => Content::Zero,
                 Some(r) => loop {
-                    match self.memory.read(a, &mut v, r.file_known, nowait) {
+                    match self.memory.read(a, v, r.file_known, nowait) {
                         Err(e) if e == EAGAIN && !nowait => task::sleep_ms(1),
                         r => break r?,
                     }
@@ -634,32 +722,94 @@ impl Source {
             heads[n] = U64::new(a | kind as u64);
             n += 1;
         }
+        let bytes = v.len();
         if n == 0 {
+            self.keep(&frame.into());
             return Ok(None);
         }
-        let bytes = v.len() - room;
-        let head = Pages {
+        for h in &heads[..n] {
+            v.extend_from_slice(wire::bytes(h), GFP_KERNEL)?;
+        }
+        let end = Pages {
             token: U64::new(self.token),
             count: U32::new(n as u32),
             asked: U32::new(asked.into()),
         };
-        let (a, b) = v.split_at_mut(size_of::<Pages>());
-        a.copy_from_slice(wire::bytes(&head));
-        for (to, h) in b.chunks_exact_mut(size_of::<U64>()).zip(&heads[..n]) {
-            to.copy_from_slice(wire::bytes(h));
-        }
-        // Heads of pages that are not sent leave a gap.
-        let data = size_of::<Pages>() + n * size_of::<U64>();
-        if data < room {
-            v.copy_within(room.., data);
-            v.truncate(data + bytes);
-        }
-        Ok(Some((v, bytes as u64)))
+        v.extend_from_slice(wire::bytes(&end), GFP_KERNEL)?;
+        Ok(Some((frame.into(), bytes as u64)))
     }
 
-    fn send(&self, v: KVVec<u8>, bytes: u64, urgency: Urgency) -> Result {
-        self.state.lock().fetched_bytes += bytes;
-        link::send(self.target, Class::Memory, Kind::Pages, v, urgency)
+    /// An empty buffer for a frame of so many pages. Memory costs the zeros the kernel fills it with, so
+    /// what was sent is used again, if the target has it.
+    fn buffer(&self, count: usize) -> Result<Pin<UniqueArc<KVVec<u8>>>> {
+        let room = count * (PAGE + size_of::<U64>()) + size_of::<Pages>();
+        let old = self.state.lock().frames[usize::from(count > 1)].take();
+        let mut frame = match old.and_then(Arc::into_unique_or_drop) {
+            Some(frame) => frame,
+            None => UniqueArc::new(KVVec::new(), GFP_KERNEL)?.into(),
+        };
+        frame.clear();
+        frame.reserve(room, GFP_KERNEL)?;
+        Ok(frame)
+    }
+
+    fn keep(&self, frame: &Payload) {
+        let large = frame.capacity() > 2 * PAGE;
+        let old = self.state.lock().frames[usize::from(large)].keep(frame.clone());
+        drop(old);
+    }
+
+    fn send(&self, frame: Payload, urgency: Urgency) -> Result {
+        self.keep(&frame);
+        link::send_shared(self.target, Class::Memory, Kind::Pages, frame, urgency)
+    }
+
+    /// Sends the answer to a request, and notes that these pages need not be sent again.
+    fn send_asked(
+        &self,
+        addr: u64,
+        count: usize,
+        (frame, bytes): (Payload, u64),
+        urgency: Urgency,
+    ) -> Result {
+        let round = {
+            let mut s = self.state.lock();
+            s.fetched_bytes += bytes;
+            s.round
+        };
+        self.send(frame, urgency)?;
+        // After it was sent: the end of all pages must not overtake one.
+        let first = addr / PAGE as u64;
+        let end = first + count.min(MAX_PAGES) as u64;
+        for group in first / 64..end.div_ceil(64) {
+            let from = first.saturating_sub(group * 64);
+            let to = (end - group * 64).min(64);
+            self.note_sent(group, (u64::MAX >> (64 - (to - from))) << from, round)?;
+        }
+        Ok(())
+    }
+
+    fn note_sent(&self, group: u64, bits: u64, round: u32) -> Result {
+        let mut node = None;
+        loop {
+            let mut s = self.state.lock();
+            if s.round != round {
+                return Ok(());
+            }
+            match (s.sent.get_mut(&group), node.take()) {
+                (Some(old), _) => {
+                    *old |= bits;
+                    return Ok(());
+                }
+                (None, Some(node)) => {
+                    s.sent.insert(node);
+                }
+                (None, None) => {
+                    drop(s);
+                    node = Some(RBTreeNode::new(group, 0, GFP_KERNEL)?);
+                }
+            }
+        }
     }
 
     fn asked(&self) {
@@ -673,12 +823,12 @@ impl Source {
 
     /// Answers a request for one page, unless that takes waiting: `EAGAIN`.
     fn answer_now(&self, addr: u64) -> Result {
-        let (v, bytes) = self.frame(addr, 1, true, true)?.ok_or(EIO)?;
-        self.send(v, bytes, Urgency::Now)
+        let frame = self.frame(addr, 1, true, true)?.ok_or(EIO)?;
+        self.send_asked(addr, 1, frame, Urgency::Now)
     }
 
-    /// Answers a request. Blocks on the memory.
-    fn answer(&self, addr: u64, count: usize) -> Result {
+    /// Answers a request, the beginning of it as soon as `first` says. Blocks on the memory.
+    fn answer(&self, addr: u64, count: usize, first: Urgency) -> Result {
         for k in (0..count).step_by(MAX_PAGES) {
             let a = addr + (k * PAGE) as u64;
             let frame = loop {
@@ -690,11 +840,10 @@ impl Source {
             if self.over() {
                 return Ok(());
             }
-            let (v, bytes) = frame.ok_or(EIO)?;
-            // The first is what the fault is about. The others go without waiting for room: who asks
-            // limits how many there are.
-            let urgency = if k == 0 { Urgency::Now } else { Urgency::Bulk };
-            self.send(v, bytes, urgency)?;
+            let frame = frame.ok_or(EIO)?;
+            // Without waiting for room: who asks limits how many there are.
+            let urgency = if k == 0 { first } else { Urgency::Bulk };
+            self.send_asked(a, count - k, frame, urgency)?;
         }
         Ok(())
     }
@@ -704,9 +853,15 @@ impl Source {
     /// # Errors
     /// `ENOMEM`.
     pub fn start_push(self: &Arc<Self>) -> Result {
-        if core::mem::replace(&mut self.state.lock().pushing, true) {
-            return Ok(());
-        }
+        let sent = {
+            let mut s = self.state.lock();
+            if core::mem::replace(&mut s.pushing, true) {
+                return Ok(());
+            }
+            s.round += 1;
+            (s.round > 1).then(|| core::mem::replace(&mut s.sent, RBTree::new()))
+        };
+        drop(sent);
         let me = self.clone();
         work::spawn(c"ssi", move || loop {
             match me.push() {
@@ -736,11 +891,14 @@ impl Source {
                 }
                 let most = if self.is_busy() { FEW } else { MAX_PAGES };
                 let n = (((r.end - a) as usize) / PAGE).min(most);
-                if let Some((v, bytes)) = self.frame(a, n, false, false)? {
+                if let Some((frame, bytes)) = self.frame(a, n, false, false)? {
                     self.state.lock().pushed_bytes += bytes;
                     stat::add(Counter::PagesPushed, (bytes / PAGE as u64) as i64);
                     link::wait_room(self.target, Class::Memory)?;
-                    link::send(self.target, Class::Memory, Kind::Pages, v, Urgency::Bulk)?;
+                    self.send(frame, Urgency::Bulk)?;
+                    while self.is_busy() && link::bulk_bytes(self.target, Class::Memory) > 0 {
+                        task::sleep_ms(1);
+                    }
                 }
                 a += (n * PAGE) as u64;
             }
@@ -768,11 +926,14 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 return crate::node::say(peer, Class::Memory, Kind::PagesEnd, wire::bytes(&v));
             };
             s.asked();
-            if count == 1 && s.answer_now(addr).is_ok() {
-                return Ok(());
-            }
+            // The first is what the fault is about, and goes alone if that takes no waiting.
+            let (addr, count, first) = match s.answer_now(addr) {
+                Ok(()) if count == 1 => return Ok(()),
+                Ok(()) => (addr + PAGE as u64, count - 1, Urgency::Bulk),
+                Err(_) => (addr, count, Urgency::Now),
+            };
             work::spawn(c"ssi", move || {
-                if let Err(e) = s.answer(addr, count) {
+                if let Err(e) = s.answer(addr, count, first) {
                     if e == EFAULT {
                         crate::process::memory_lost(s.pid);
                     }

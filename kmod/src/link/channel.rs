@@ -18,7 +18,8 @@ const DIRECT_FRAMES: u32 = 4;
 
 pub(super) const HELLO_BYTES: usize = size_of::<Hello>();
 
-pub(super) type Payload = Arc<KVVec<u8>>;
+/// What a frame carries.
+pub type Payload = Arc<KVVec<u8>>;
 type Slots = KVVec<Option<Entry<Payload>>>;
 
 #[pin_data]

@@ -12,6 +12,7 @@ use crate::sys::wait::{Until, Woken};
 use crate::sys::work::Thread;
 use crate::uapi::{Attr, Cmd};
 use crate::wire::{self, Class, Header, Hello, Kind, HEADER_BYTES};
+use kernel::alloc::Allocator;
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::atomic::{Acquire, Relaxed};
@@ -131,7 +132,7 @@ fn receive_frames(
     let mut renewed = false;
     let mut greeted = false;
     // Used again and again: memory costs the zeros the kernel fills it with.
-    let mut payload = KVVec::new();
+    let mut payload = Payload::new(chan.class);
     loop {
         let mut head = [0; HEADER_BYTES];
         socket.receive(&mut head)?;
@@ -146,11 +147,11 @@ fn receive_frames(
             _ if !greeted => return Err(EPROTO),
             _ => {}
         }
-        receive_payload(socket, len, &mut payload)?;
+        payload.receive(socket, len)?;
         stat::add(Counter::FramesReceived, 1);
         match kind {
             Kind::Hello => {
-                let (hello, _) = wire::split::<Hello>(&payload)?;
+                let (hello, _) = wire::split::<Hello>(payload.bytes())?;
                 peer.greet(chan.class, id, hello, ack)?;
                 greeted = true;
             }
@@ -175,8 +176,39 @@ fn receive_frames(
     }
 }
 
-/// The payload of a frame. Waits for memory, as the frame must not be lost.
-fn receive_payload(socket: &Socket, len: usize, payload: &mut KVVec<u8>) -> Result {
+/// The payload of a frame.
+enum Payload {
+    /// It may be taken.
+    Control(KVVec<u8>),
+    /// It lies on pages of its own, from which a process's memory is filled.
+    Memory(VVec<u8>),
+}
+
+impl Payload {
+    fn new(class: Class) -> Self {
+        match class {
+            Class::Control => Payload::Control(KVVec::new()),
+            Class::Memory => Payload::Memory(VVec::new()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Payload::Control(v) => v,
+            Payload::Memory(v) => v,
+        }
+    }
+
+    fn receive(&mut self, socket: &Socket, len: usize) -> Result {
+        match self {
+            Payload::Control(v) => receive_payload(socket, len, v),
+            Payload::Memory(v) => receive_payload(socket, len, v),
+        }
+    }
+}
+
+/// Waits for memory, as the frame must not be lost.
+fn receive_payload<A: Allocator>(socket: &Socket, len: usize, payload: &mut Vec<u8, A>) -> Result {
     payload.clear();
     if len != 0 {
         while payload.reserve(len, GFP_KERNEL | __GFP_NOWARN).is_err() {
@@ -197,7 +229,7 @@ fn dispatch(
     kind: Kind,
     seq: u64,
     ack: u64,
-    payload: &mut KVVec<u8>,
+    payload: &mut Payload,
 ) -> Result {
     let gate = chan.gate.lock();
     let (taken, ack_due, wake) = {
@@ -206,7 +238,7 @@ fn dispatch(
             return Err(ECONNABORTED);
         }
         st.session.acked(ack)?;
-        let taken = st.session.take(seq, payload.len())?;
+        let taken = st.session.take(seq, payload.bytes().len())?;
         chan.show_room(&st);
         (
             taken,
@@ -216,11 +248,16 @@ fn dispatch(
     };
     #[cfg(SSI_BENCH)]
     let taken = match taken {
-        Taken::Fresh if super::bench::takes(peer.id, chan.class, kind, payload) => Taken::Again,
+        Taken::Fresh if super::bench::takes(peer.id, chan.class, kind, payload.bytes()) => {
+            Taken::Again
+        }
         other => other,
     };
     if taken == Taken::Fresh {
-        crate::node::frame(peer.id, chan.class, kind, payload);
+        match payload {
+            Payload::Control(v) => crate::node::control_frame(peer.id, kind, v),
+            Payload::Memory(v) => crate::node::memory_frame(peer.id, kind, v),
+        }
     }
     drop(gate);
     if ack_due {

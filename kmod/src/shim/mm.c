@@ -19,6 +19,8 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+#include <linux/vmstat.h>
 #include "mm.h"
 
 static_assert(sizeof(struct ssi_vma) == 80);
@@ -479,10 +481,19 @@ void ssi_brk_set(u64 start_brk, u64 brk)
 
 /* ---- Mappings whose pages are still elsewhere. ---- */
 
+/* With fewer free pages than this, whoever needs one may have to wait for it. */
+#define GIVE_FREE_PAGES 4096
+
 struct hook {
 	refcount_t refs;
 	void *pager;
 	const struct vm_operations_struct *file_ops;	/* NULL: anonymous */
+
+	/* Who brings pages in just now, and which; for that task's own faults. */
+	struct task_struct *giver;
+	u64 given_addr;
+	const void *given;
+	size_t given_bytes;
 };
 
 static void hook_put(struct hook *h)
@@ -508,6 +519,19 @@ static void hook_close(struct vm_area_struct *vma)
 	hook_put(h);
 }
 
+/* The page that the current task brings in at `addr`, with a reference. */
+static struct page *given_page(const struct hook *h, u64 addr)
+{
+	struct page *page;
+
+	if (READ_ONCE(h->giver) != current || addr - h->given_addr >= h->given_bytes)
+		return NULL;
+	page = vmalloc_to_page(h->given + (addr - h->given_addr));
+	if (page)
+		get_page(page);
+	return page;
+}
+
 static vm_fault_t hook_fault(struct vm_fault *vmf)
 {
 	struct hook *h = vmf->vma->vm_private_data;
@@ -517,6 +541,11 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 	u64 end;
 	int found;
 
+	if (vmf->flags & FAULT_FLAG_WRITE) {
+		page = given_page(h, addr);
+		if (page)
+			return fault_with(vmf, page);
+	}
 	found = ssi_rs_pager_lookup(h->pager, addr, &page);
 	if (found == 0 || (found == 4 && !h->file_ops)) {
 		if (vmf->flags & FAULT_FLAG_WRITE) {
@@ -630,6 +659,39 @@ int ssi_install(struct mm_struct *mm, u64 addr, int count, void *pager)
 	if (locked)
 		mmap_read_unlock(mm);
 	return r;
+}
+
+/*
+ * Copies `count` pages of data, which lie on pages of vmalloc(), into `mm` from `addr` on, where nothing
+ * is yet: as many as go without waiting for another task, or for memory. Returns their number.
+ */
+int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *pager)
+{
+	struct vm_area_struct *vma;
+	struct hook *h;
+	long n = 0;
+
+	if (!is_vmalloc_addr(data) || offset_in_page(data) ||
+	    global_zone_page_state(NR_FREE_PAGES) < GIVE_FREE_PAGES)
+		return 0;
+	if (!mmap_read_trylock(mm))
+		return 0;
+	vma = find_vma(mm, addr);
+	if (!vma || vma->vm_start > addr || vma->vm_ops != &hook_vm_ops)
+		goto unlock;
+	h = vma->vm_private_data;
+	if (h->pager != pager || cmpxchg(&h->giver, NULL, current))
+		goto unlock;
+	n = min_t(u64, count, (vma->vm_end - addr) >> PAGE_SHIFT);
+	h->given_addr = addr;
+	h->given = data;
+	h->given_bytes = n << PAGE_SHIFT;
+	/* The lock stays held, so the hook does. */
+	n = get_user_pages_remote(mm, addr, n, FOLL_WRITE | FOLL_FORCE, NULL, NULL);
+	WRITE_ONCE(h->giver, NULL);
+unlock:
+	mmap_read_unlock(mm);
+	return max(n, 0);
 }
 
 /* Unmaps everything of the caller outside [keep, keep_end) but what the kernel itself mapped. */

@@ -31,6 +31,7 @@ void ssi_brk_set(u64 start_brk, u64 brk);
 int ssi_hook(u64 start, u64 end, void *pager);
 int ssi_unhook(struct mm_struct *mm, void *pager);
 int ssi_install(struct mm_struct *mm, u64 addr, int count, void *pager);
+int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *pager);
 int ssi_unmap_all(u64 keep, u64 keep_end);
 unsigned long ssi_task_size(void);
 int ssi_hugetlb_flag(u64 flags);

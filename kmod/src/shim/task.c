@@ -921,7 +921,7 @@ u64 ssi_ktime_ns(void)
 
 void ssi_msleep(u32 ms)
 {
-	msleep(ms);
+	fsleep(1000ul * ms);
 }
 
 struct mm_struct *ssi_mm_current_get(void)

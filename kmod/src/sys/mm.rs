@@ -84,6 +84,13 @@ unsafe extern "C" {
     fn ssi_hook(start: u64, end: u64, pager: *mut c_void) -> c_int;
     fn ssi_unhook(mm: *mut RawMm, pager: *mut c_void) -> c_int;
     fn ssi_install(mm: *mut RawMm, addr: u64, count: c_int, pager: *mut c_void) -> c_int;
+    fn ssi_give(
+        mm: *mut RawMm,
+        addr: u64,
+        data: *const c_void,
+        count: c_int,
+        pager: *mut c_void,
+    ) -> c_int;
     fn ssi_unmap_all(keep: u64, keep_end: u64) -> c_int;
     fn ssi_task_size() -> u64;
     fn ssi_mm_current_get() -> *mut RawMm;
@@ -242,6 +249,16 @@ impl Memory {
         // SAFETY: The pager is only compared and asked through its own reference.
         let n = unsafe { ssi_install(self.0.as_ptr(), addr, count as c_int, pager) };
         usize::try_from(n).map_err(|_| Error::from_errno(n))
+    }
+
+    /// Copies whole pages of data in for good, from `addr` on, where nothing is yet: as many as lie in one
+    /// mapping of `pager` and go without waiting, for memory too. Their number.
+    pub fn give(&self, addr: u64, data: &[u8], pager: &Pager) -> usize {
+        let count = (data.len() / PAGE) as c_int;
+        let pager = core::ptr::from_ref(pager).cast_mut().cast();
+        // SAFETY: There are `count` pages of data; the pager is only compared.
+        let n = unsafe { ssi_give(self.0.as_ptr(), addr, data.as_ptr().cast(), count, pager) };
+        usize::try_from(n).unwrap_or(0)
     }
 
     /// Makes the mappings of `pager` ordinary ones.

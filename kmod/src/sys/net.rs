@@ -3,6 +3,7 @@
 //! Stream sockets that ssid has connected and handed down, plain TCP or with kernel TLS.
 
 use core::ptr::NonNull;
+use kernel::alloc::Allocator;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -167,7 +168,7 @@ impl Socket {
     ///
     /// # Errors
     /// `ENOMEM`, when nothing was received; as [`Socket::receive`].
-    pub fn receive_vec(&self, len: usize, buf: &mut KVVec<u8>) -> Result {
+    pub fn receive_vec<A: Allocator>(&self, len: usize, buf: &mut Vec<u8, A>) -> Result {
         buf.clear();
         buf.reserve(len, GFP_KERNEL | __GFP_NOWARN)?;
         // SAFETY: The capacity is at least `len`.

@@ -148,8 +148,9 @@ pub struct PageRequest {
 }
 const _: () = assert!(size_of::<PageRequest>() == 24);
 
-/// Start of a frame of pages: `count` [`U64`] heads follow, then the data of those that have some.
-/// A head is the page's address with a [`PageKind`] in its low bits.
+/// End of a frame of pages: the data of those that have some comes first, so that it lies on pages of
+/// the receiver's memory, then `count` [`U64`] heads, then this. A head is the page's address with a
+/// [`PageKind`] in its low bits.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -189,25 +190,38 @@ impl PageKind {
     }
 }
 
-/// The pages of a [`Pages`] frame, in order: address, kind, data (empty unless `Data`).
+/// The pages of a [`Pages`] frame, in order, as runs.
 #[derive(Clone, Debug)]
-pub struct PageIter<'a> {
+pub struct PageRuns<'a> {
     heads: &'a [U64],
     data: &'a [u8],
+}
+
+/// Pages of one kind that follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageRun<'a> {
+    /// Address of the first.
+    pub addr: u64,
+    /// What each holds.
+    pub kind: PageKind,
+    /// Their number, at least 1.
+    pub count: usize,
+    /// `count` pages of data; empty unless it is that.
+    pub data: &'a [u8],
 }
 
 /// Takes a frame of pages apart.
 ///
 /// # Errors
 /// [`Error::Length`] unless the frame is exactly as long as its heads say; [`Error::Value`].
-pub fn pages(payload: &[u8]) -> Result<(&Pages, PageIter<'_>), Error> {
-    let (p, rest) = super::split::<Pages>(payload)?;
+pub fn pages(payload: &[u8]) -> Result<(&Pages, PageRuns<'_>), Error> {
+    let (rest, p) = Pages::ref_from_suffix(payload).map_err(|_| Error::Length)?;
     let count = p.count.get() as usize;
     if count > MAX_PAGES {
         return Err(Error::Value);
     }
-    let (heads, data) =
-        <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Error::Length)?;
+    let (data, heads) =
+        <[U64]>::ref_from_suffix_with_elems(rest, count).map_err(|_| Error::Length)?;
     let mut bytes = 0;
     for h in heads {
         let (_, kind) = PageKind::split(h.get()).ok_or(Error::Value)?;
@@ -218,24 +232,33 @@ pub fn pages(payload: &[u8]) -> Result<(&Pages, PageIter<'_>), Error> {
     if bytes != data.len() {
         return Err(Error::Length);
     }
-    Ok((p, PageIter { heads, data }))
+    Ok((p, PageRuns { heads, data }))
 }
 
-impl<'a> Iterator for PageIter<'a> {
-    type Item = (u64, PageKind, &'a [u8]);
+impl<'a> Iterator for PageRuns<'a> {
+    type Item = PageRun<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (h, rest) = self.heads.split_first()?;
-        self.heads = rest;
-        let (addr, kind) = PageKind::split(h.get())?;
-        let n = if kind == PageKind::Data {
-            PAGE_BYTES
+        let (addr, kind) = PageKind::split(self.heads.first()?.get())?;
+        let head = |k: u64| Some(addr.checked_add(k * PAGE_BYTES as u64)? | kind as u64);
+        let count = (0..)
+            .zip(self.heads)
+            .take_while(|(k, h)| head(*k) == Some(h.get()))
+            .count();
+        self.heads = self.heads.get(count..)?;
+        let bytes = if kind == PageKind::Data {
+            count * PAGE_BYTES
         } else {
             0
         };
-        let (data, rest) = self.data.split_at_checked(n)?;
+        let (data, rest) = self.data.split_at_checked(bytes)?;
         self.data = rest;
-        Some((addr, kind, data))
+        Some(PageRun {
+            addr,
+            kind,
+            count,
+            data,
+        })
     }
 }
 
@@ -250,28 +273,41 @@ mod tests {
             count: U32::new(heads.len() as u32),
             asked: U32::new(1),
         };
-        let mut v = p.as_bytes().to_vec();
+        let mut v = vec![7; data];
         for h in heads {
             v.extend_from_slice(&h.to_le_bytes());
         }
-        v.resize(v.len() + data, 7);
+        v.extend_from_slice(p.as_bytes());
         v
     }
 
     #[test]
     fn pages_come_back_in_order() {
-        let f = frame(&[0x1000, 0x2001, 0x3002], PAGE_BYTES);
-        let (p, it) = pages(&f).unwrap();
+        let f = frame(
+            &[0x1000, 0x2000, 0x3001, 0x5001, 0x6001, 0x7002],
+            3 * PAGE_BYTES,
+        );
+        let (p, runs) = pages(&f).unwrap();
         assert_eq!(p.token.get(), 9);
-        let v: Vec<_> = it.map(|(a, k, d)| (a, k, d.len())).collect();
+        let v: Vec<_> = runs
+            .map(|r| (r.addr, r.kind, r.count, r.data.len()))
+            .collect();
         assert_eq!(
             v,
             [
-                (0x1000, PageKind::Zero, 0),
-                (0x2000, PageKind::Data, PAGE_BYTES),
-                (0x3000, PageKind::File, 0)
+                (0x1000, PageKind::Zero, 2, 0),
+                (0x3000, PageKind::Data, 1, PAGE_BYTES),
+                (0x5000, PageKind::Data, 2, 2 * PAGE_BYTES),
+                (0x7000, PageKind::File, 1, 0)
             ]
         );
+    }
+
+    #[test]
+    fn a_run_ends_where_addresses_do() {
+        let last = !0xfff;
+        let (f, runs) = (frame(&[last, 0], 0), 2);
+        assert_eq!(pages(&f).unwrap().1.count(), runs);
     }
 
     #[test]
