@@ -553,8 +553,8 @@ impl Pager {
 /// How long after a page was asked for another may be soon: a process that has to wait for its turn, because of
 /// all that is pushed, has not stopped asking.
 const BUSY_NS: u64 = 200_000_000;
-/// How often 10 ms are waited, at most, for a process that has just moved to find what it needs first.
-const BEGINNING: u32 = 10;
+/// What a process that has just moved gets to find what it needs first, in ms.
+const BEGINNING_MS: u32 = 100;
 /// Pages pushed at a time while others are asked for; the next when these have been taken, which the target
 /// says at once of so many.
 const FEW: usize = 16;
@@ -877,12 +877,7 @@ impl Source {
     /// Sends all pages that hold data, then says that it was all. Who asks for pages goes first.
     fn push(&self) -> Result {
         self.asked();
-        for _ in 0..BEGINNING {
-            if !self.is_busy() {
-                break;
-            }
-            task::sleep_ms(10);
-        }
+        task::sleep_ms(BEGINNING_MS);
         for r in &self.ranges {
             let mut a = r.start;
             while a < r.end {
