@@ -481,9 +481,6 @@ void ssi_brk_set(u64 start_brk, u64 brk)
 
 /* ---- Mappings whose pages are still elsewhere. ---- */
 
-/* With fewer free pages than this, whoever needs one may have to wait for it. */
-#define GIVE_FREE_PAGES 4096
-
 struct hook {
 	refcount_t refs;
 	void *pager;
@@ -671,8 +668,10 @@ int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *
 	struct hook *h;
 	long n = 0;
 
-	if (!is_vmalloc_addr(data) || offset_in_page(data) ||
-	    global_zone_page_state(NR_FREE_PAGES) < GIVE_FREE_PAGES)
+	if (!is_vmalloc_addr(data) || offset_in_page(data))
+		return 0;
+	/* Well above where who needs a page has to look for one first. */
+	if (global_zone_page_state(NR_FREE_PAGES) < totalram_pages() / 32)
 		return 0;
 	if (!mmap_read_trylock(mm))
 		return 0;
