@@ -9,6 +9,7 @@
 #include <linux/highmem.h>
 #include <linux/huge_mm.h>
 #include <linux/hugetlb.h>
+#include <linux/memcontrol.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
@@ -658,20 +659,39 @@ int ssi_install(struct mm_struct *mm, u64 addr, int count, void *pager)
 	return r;
 }
 
+/* Whether the machine and the control groups of `mm` are far from where who needs a page has to look for one first. */
+static bool has_plenty(struct mm_struct *mm)
+{
+	unsigned long some = totalram_pages() / 32;
+	struct mem_cgroup *first, *group;
+	bool plenty = true;
+
+	if (global_zone_page_state(NR_FREE_PAGES) < some)
+		return false;
+	first = get_mem_cgroup_from_mm(mm);
+	for (group = first; group && plenty; group = parent_mem_cgroup(group)) {
+		unsigned long most = min(READ_ONCE(group->memory.max), READ_ONCE(group->memory.high));
+
+		plenty = most == PAGE_COUNTER_MAX || page_counter_read(&group->memory) + some < most;
+	}
+	mem_cgroup_put(first);
+	return plenty;
+}
+
 /*
  * Copies `count` pages of data, which lie on pages of vmalloc(), into `mm` from `addr` on, where nothing
  * is yet: as many as go without waiting for another task, or for memory. Returns their number.
  */
 int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *pager)
 {
+	unsigned int noio = current->flags & PF_MEMALLOC_NOIO;
 	struct vm_area_struct *vma;
 	struct hook *h;
 	long n = 0;
 
 	if (!is_vmalloc_addr(data) || offset_in_page(data))
 		return 0;
-	/* Well above where who needs a page has to look for one first. */
-	if (global_zone_page_state(NR_FREE_PAGES) < totalram_pages() / 32)
+	if (!has_plenty(mm))
 		return 0;
 	if (!mmap_read_trylock(mm))
 		return 0;
@@ -685,8 +705,11 @@ int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *
 	h->given_addr = addr;
 	h->given = data;
 	h->given_bytes = n << PAGE_SHIFT;
+	/* A group that is full after all must be able to swap, or it kills. */
+	current->flags &= ~noio;
 	/* The lock stays held, so the hook does. */
 	n = get_user_pages_remote(mm, addr, n, FOLL_WRITE | FOLL_FORCE, NULL, NULL);
+	current->flags |= noio;
 	WRITE_ONCE(h->giver, NULL);
 unlock:
 	mmap_read_unlock(mm);
