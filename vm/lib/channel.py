@@ -91,7 +91,10 @@ class Session:
         self.name = os.path.basename(node)
         self.deadline = deadline
         self.quiet = quiet
-        self.link, self.lock = connect(node, deadline or quiet and time.monotonic() + quiet)
+        if deadline is None and quiet is not None:
+            self.link, self.lock = connect(node, time.monotonic() + quiet)
+        else:
+            self.link, self.lock = connect(node, deadline)
         self.nonce = os.urandom(16)
         self.status = None
         self.under_way = 0

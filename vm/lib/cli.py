@@ -5,7 +5,6 @@
 Modules are imported where they are needed: `exec` is called often and should start at once.
 """
 
-import faulthandler
 import os
 import sys
 
@@ -34,10 +33,6 @@ NODE is `2` or `n2`. The environment variable CLUSTER names the cluster (default
 """
 
 
-LONG_S = 240
-"""No verb but `exec` and `push` takes longer by itself; one that does says where it stands."""
-
-
 class Usage(Exception):
     """The command line is wrong."""
 
@@ -55,8 +50,6 @@ def main(args):
     try:
         if verb not in VERBS:
             raise Usage(f"there is no verb {verb}")
-        if verb not in ("exec", "push"):
-            faulthandler.dump_traceback_later(LONG_S, repeat=True)
         return VERBS[verb](args) or 0
     except Usage as error:
         sys.stderr.write(f"vm/cluster: {error}\n{USAGE}")

@@ -11,6 +11,7 @@ All that is known about it lies in one directory:
 """
 
 import concurrent.futures
+import faulthandler
 import fcntl
 import hashlib
 import json
@@ -38,6 +39,9 @@ BOOT_ATTEMPTS = 3
 
 START_TIMEOUT_S = 30
 """QEMU binds its sockets, or has read a template, within moments."""
+
+LONG_S = 240
+"""To boot and to form takes less; what takes longer says where it stands."""
 
 LOGS_KEPT_S = 24 * 3600
 """Tests name their clusters anew each time, so there would be ever more logs."""
@@ -132,6 +136,8 @@ class Cluster:
         )
         if images.returncode != 0:
             raise Failure("the VM image cannot be made: see the lines above")
+        # Not before: the first image of a machine takes its time.
+        faulthandler.dump_traceback_later(LONG_S, repeat=True)
         qemu, kernel, initramfs, root = images.stdout.decode().split()
         programs = os.path.join(BUILD, "bench") if options["bench"] else BUILD
         with_ssi = options["ssi"] and ssi.is_built(programs)
@@ -385,6 +391,7 @@ class Cluster:
         """Boots a node that has no power."""
         if self.alive(node):
             raise Failure(f"n{node} runs already")
+        faulthandler.dump_traceback_later(LONG_S, repeat=True)
         self.power_on(node)
         self.boot(node)
         if self.config["ssi"]:

@@ -38,7 +38,10 @@ def is_built(directory):
 def tool(cluster, *words):
     """Runs the cluster's ssictl on this machine."""
     line = [os.path.join(cluster.config["programs"], "ssictl"), *words]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{' '.join(line)} does not end") from None
     if done.returncode != 0:
         raise Failure(f"{' '.join(line)} failed: {done.stderr.strip()}")
 
