@@ -22,8 +22,9 @@
 //! - `tx` (class): writing to the socket. Only the thread waits for room under it.
 //! - `state` (class), `life` (peer): short, nothing is sent or waited for under them.
 //!
-//! Therefore [`crate::node::control_frame`], [`crate::node::memory_frame`] and [`crate::node::peer_dead`] may send, but must not attach,
-//! detach, declare dead, or wait for something that a frame of the same class brings.
+//! Therefore [`crate::node::control_frame`], [`crate::node::memory_frame`] and
+//! [`crate::node::peer_dead`] may send, but must not attach, detach, declare dead, or wait for
+//! something that a frame of the same class brings.
 
 use crate::id::{NodeId, MAX_NODE};
 use crate::link_session::{Greeting, Life};

@@ -6,8 +6,8 @@
 //! A [`Pager`] belongs to one migration at the node that received it. For each page it knows
 //! whether it is here, is already in the process's own memory, or was never mentioned; the last
 //! means absent until the source has said that it sent everything, and the mapping's own content
-//! (zeros, or the file) from then on. Every page that arrives is also brought into the process's
-//! memory by the *installer*, so a page is held twice for a moment only.
+//! (zeros, or the file) from then on. A page that arrives is brought into the process's memory at
+//! once, or, where that would wait, is kept until the *installer* does it.
 //!
 //! A [`Source`] is the other end: the memory of the captured process, read page by page until the
 //! target has taken all of it.
@@ -360,18 +360,8 @@ impl Pager {
         };
         let data = run.data.get(..news * PAGE).ok_or(EINVAL)?;
         let given = memory.give(run.addr, data, self);
-        let mut k = 0;
-        while k < given {
-            {
-                let mut i = self.inner.lock();
-                while k < given && i.done(at(k)).is_some() {
-                    k += 1;
-                }
-            }
-            if k < given {
-                self.put(at(k), Slot::Done)?;
-                k += 1;
-            }
+        for k in 0..given {
+            self.put(at(k), Slot::Done)?;
         }
         Ok(given)
     }
@@ -606,8 +596,9 @@ impl Frames {
 struct SourceState {
     over: bool,
     pushing: bool,
-    /// Frames of one page, and of many.
-    frames: [Frames; 2],
+    /// Frames with room for one page, and for many.
+    small: Frames,
+    large: Frames,
     /// Pages that were asked for and sent, as bits of groups of 64, by number of the group.
     sent: RBTree<u64, u64>,
     /// How often all had to be sent again: what was sent before may be lost.
@@ -619,6 +610,15 @@ struct SourceState {
 }
 
 impl SourceState {
+    /// The frames with room for so many bytes.
+    fn frames_of(&mut self, bytes: usize) -> &mut Frames {
+        if bytes > 2 * PAGE {
+            &mut self.large
+        } else {
+            &mut self.small
+        }
+    }
+
     fn was_sent(&self, addr: u64) -> bool {
         let n = addr / PAGE as u64;
         let bits = self.sent.get(&(n / 64)).copied().unwrap_or(0);
@@ -647,7 +647,8 @@ impl Source {
                 state <- new_spinlock!(SourceState {
                     over: false,
                     pushing: false,
-                    frames: Default::default(),
+                    small: Frames::default(),
+                    large: Frames::default(),
                     sent: RBTree::new(),
                     round: 0,
                     asked_ns: 0,
@@ -743,7 +744,7 @@ impl Source {
     /// what was sent is used again, if the target has it.
     fn buffer(&self, count: usize) -> Result<Pin<UniqueArc<KVVec<u8>>>> {
         let room = count * (PAGE + size_of::<U64>()) + size_of::<Pages>();
-        let old = self.state.lock().frames[usize::from(count > 1)].take();
+        let old = self.state.lock().frames_of(room).take();
         let mut frame = match old.and_then(Arc::into_unique_or_drop) {
             Some(frame) => frame,
             None => UniqueArc::new(KVVec::new(), GFP_KERNEL)?.into(),
@@ -754,8 +755,11 @@ impl Source {
     }
 
     fn keep(&self, frame: &Payload) {
-        let large = frame.capacity() > 2 * PAGE;
-        let old = self.state.lock().frames[usize::from(large)].keep(frame.clone());
+        let old = self
+            .state
+            .lock()
+            .frames_of(frame.capacity())
+            .keep(frame.clone());
         drop(old);
     }
 

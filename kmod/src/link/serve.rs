@@ -132,7 +132,7 @@ fn receive_frames(
     let mut renewed = false;
     let mut greeted = false;
     // Used again and again: memory costs the zeros the kernel fills it with.
-    let mut payload = Payload::new(chan.class);
+    let mut payload = Received::new(chan.class);
     loop {
         let mut head = [0; HEADER_BYTES];
         socket.receive(&mut head)?;
@@ -176,33 +176,33 @@ fn receive_frames(
     }
 }
 
-/// The payload of a frame.
-enum Payload {
+/// What came in a frame.
+enum Received {
     /// It may be taken.
     Control(KVVec<u8>),
     /// It lies on pages of its own, from which a process's memory is filled.
     Memory(VVec<u8>),
 }
 
-impl Payload {
+impl Received {
     fn new(class: Class) -> Self {
         match class {
-            Class::Control => Payload::Control(KVVec::new()),
-            Class::Memory => Payload::Memory(VVec::new()),
+            Class::Control => Received::Control(KVVec::new()),
+            Class::Memory => Received::Memory(VVec::new()),
         }
     }
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Payload::Control(v) => v,
-            Payload::Memory(v) => v,
+            Received::Control(v) => v,
+            Received::Memory(v) => v,
         }
     }
 
     fn receive(&mut self, socket: &Socket, len: usize) -> Result {
         match self {
-            Payload::Control(v) => receive_payload(socket, len, v),
-            Payload::Memory(v) => receive_payload(socket, len, v),
+            Received::Control(v) => receive_payload(socket, len, v),
+            Received::Memory(v) => receive_payload(socket, len, v),
         }
     }
 }
@@ -229,7 +229,7 @@ fn dispatch(
     kind: Kind,
     seq: u64,
     ack: u64,
-    payload: &mut Payload,
+    payload: &mut Received,
 ) -> Result {
     let gate = chan.gate.lock();
     let (taken, ack_due, wake) = {
@@ -255,8 +255,8 @@ fn dispatch(
     };
     if taken == Taken::Fresh {
         match payload {
-            Payload::Control(v) => crate::node::control_frame(peer.id, kind, v),
-            Payload::Memory(v) => crate::node::memory_frame(peer.id, kind, v),
+            Received::Control(v) => crate::node::control_frame(peer.id, kind, v),
+            Received::Memory(v) => crate::node::memory_frame(peer.id, kind, v),
         }
     }
     drop(gate);

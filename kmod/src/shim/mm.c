@@ -494,6 +494,16 @@ struct hook {
 	size_t given_bytes;
 };
 
+static const struct vm_operations_struct hook_vm_ops;
+
+/* The hook of a mapping, if that is one of `pager`'s. */
+static struct hook *hook_of(struct vm_area_struct *vma, const void *pager)
+{
+	struct hook *h = vma->vm_private_data;
+
+	return vma->vm_ops == &hook_vm_ops && h->pager == pager ? h : NULL;
+}
+
 static void hook_put(struct hook *h)
 {
 	if (refcount_dec_and_test(&h->refs)) {
@@ -620,9 +630,9 @@ int ssi_unhook(struct mm_struct *mm, void *pager)
 
 	mmap_write_lock(mm);
 	for_each_vma(vmi, vma) {
-		struct hook *h = vma->vm_private_data;
+		struct hook *h = hook_of(vma, pager);
 
-		if (vma->vm_ops != &hook_vm_ops || h->pager != pager)
+		if (!h)
 			continue;
 		vma_start_write(vma);
 		vma->vm_ops = h->file_ops;
@@ -647,9 +657,8 @@ int ssi_install(struct mm_struct *mm, u64 addr, int count, void *pager)
 	int r = 0;
 
 	mmap_read_lock(mm);
-	vma = find_vma(mm, addr);
-	if (vma && vma->vm_start <= addr && vma->vm_ops == &hook_vm_ops &&
-	    ((struct hook *)vma->vm_private_data)->pager == pager) {
+	vma = vma_lookup(mm, addr);
+	if (vma && hook_of(vma, pager)) {
 		n = min_t(u64, count, (vma->vm_end - addr) >> PAGE_SHIFT);
 		n = get_user_pages_remote(mm, addr, n, FOLL_WRITE | FOLL_FORCE, NULL, &locked);
 		r = n ? n : -EAGAIN;
@@ -695,11 +704,9 @@ int ssi_give(struct mm_struct *mm, u64 addr, const void *data, int count, void *
 		return 0;
 	if (!mmap_read_trylock(mm))
 		return 0;
-	vma = find_vma(mm, addr);
-	if (!vma || vma->vm_start > addr || vma->vm_ops != &hook_vm_ops)
-		goto unlock;
-	h = vma->vm_private_data;
-	if (h->pager != pager || cmpxchg(&h->giver, NULL, current))
+	vma = vma_lookup(mm, addr);
+	h = vma ? hook_of(vma, pager) : NULL;
+	if (!h || cmpxchg(&h->giver, NULL, current))
 		goto unlock;
 	n = min_t(u64, count, (vma->vm_end - addr) >> PAGE_SHIFT);
 	h->given_addr = addr;
