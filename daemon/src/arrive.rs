@@ -2,7 +2,6 @@
 
 //! Migrations at their target: making ready, and forgetting what does not come.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
 
 use tokio::time::Instant;
 
+use crate::core::expect::{Arrival, Expected};
 use crate::digest::Digests;
 use crate::failure::Failure;
 use crate::kmod::Kmod;
@@ -19,26 +19,18 @@ use crate::msg::{self, Prepare, Prepared};
 use crate::proc;
 use crate::stub::{self, Stubs};
 
-/// Migrations that may be on their way here at once.
-const MAX_ARRIVALS: usize = 64;
 /// One that has not come by then does not come. Longer than a source waits for the end of a move.
 const ARRIVE_IN: Duration = Duration::from_secs(180);
 /// Longest wait for a process that was here before to leave its number.
 const LEAVE_IN: Duration = Duration::from_secs(20);
-/// Pause between two looks whether it has.
+/// Longest wait for a stub that was started to offer itself to the module.
+const MEET_IN: Duration = Duration::from_secs(8);
+/// Pause between two looks whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Directories one migration may name.
 const MAX_DIRS: usize = 16;
 /// Longest path.
 const MAX_PATH_BYTES: usize = 4096;
-
-/// A migration that was made ready for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Arrival {
-    pid: u32,
-    from: NodeId,
-    stub: bool,
-}
 
 /// The migrations on their way here.
 #[derive(Debug)]
@@ -47,7 +39,7 @@ pub struct Arrivals {
     module: Kmod,
     digests: Arc<Digests>,
     stubs: Arc<Stubs>,
-    expected: Mutex<HashMap<u64, Arrival>>,
+    expected: Mutex<Expected>,
 }
 
 impl Arrivals {
@@ -62,7 +54,7 @@ impl Arrivals {
         })
     }
 
-    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Arrival>> {
+    fn expected(&self) -> MutexGuard<'_, Expected> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,27 +113,11 @@ impl Arrivals {
             .await
             .ok_or_else(|| Failure::refused(Reason::TargetRefused, "cannot read files"))??;
 
-        {
-            let mut expected = self.expected();
-            if expected.len() >= MAX_ARRIVALS {
-                return Err(Failure::refused(
-                    Reason::TargetRefused,
-                    "too many processes are arriving",
-                ));
-            }
-            if token == 0
-                || expected.contains_key(&token)
-                || expected.values().any(|a| a.pid == pid)
-            {
-                return Err(Failure::refused(
-                    Reason::TargetRefused,
-                    "it is arriving already",
-                ));
-            }
-            expected.insert(token, Arrival { pid, from, stub });
-        }
+        self.expected()
+            .add(token, Arrival { pid, from, stub })
+            .map_err(|e| Failure::refused(Reason::TargetRefused, e.to_string()))?;
         if stub && let Err(f) = self.start_stub(pid, token, offsets).await {
-            self.expected().remove(&token);
+            self.expected().remove(token);
             return Err(f);
         }
         tracing::info!(%from, pid, comm, token, "ready for a process");
@@ -156,12 +132,8 @@ impl Arrivals {
     /// Drops the notes of those that have come, and gives up an earlier arrival of `pid`: nobody
     /// moves a process twice at once, so the end of that one was not told.
     async fn tidy(&self, pid: u32, records: &[ProcRecord]) {
-        self.expected().retain(|_, a| !self.has_come(*a, records));
-        let earlier: Vec<u64> = {
-            let expected = self.expected();
-            let of_pid = expected.iter().filter(|(_, a)| a.pid == pid);
-            of_pid.map(|(token, _)| *token).collect()
-        };
+        self.expected().retain(|a| !self.has_come(a, records));
+        let earlier = self.expected().tokens(|a| a.pid == pid);
         for token in earlier {
             self.settle(token).await;
         }
@@ -234,19 +206,15 @@ impl Arrivals {
 
     /// The source says that it does not come.
     pub async fn cancel(&self, from: NodeId, token: u64) {
-        if self.expected().get(&token).is_some_and(|a| a.from == from) {
+        let expected = self.expected().call_off(from, token);
+        if expected {
             self.settle(token).await;
         }
     }
 
     /// A peer died: what it announced and did not send does not come.
     pub async fn died(&self, node: NodeId) {
-        let tokens: Vec<u64> = self
-            .expected()
-            .iter()
-            .filter(|(_, a)| a.from == node)
-            .map(|(t, _)| *t)
-            .collect();
+        let tokens = self.expected().tokens(|a| a.from == node);
         for token in tokens {
             self.settle(token).await;
         }
@@ -255,14 +223,35 @@ impl Arrivals {
     /// Forgets an arrival. If the process has not come, its stub ends.
     ///
     /// The module alone knows whether the stub is the process by now, or is what is left of it. So
-    /// it alone ends stubs: this one now, or one that it has yet to meet, and that nothing comes
-    /// for, after a while.
+    /// it alone ends stubs: this one as soon as they have met, and one that nothing comes for.
     async fn settle(&self, token: u64) {
-        let Some(arrival) = self.expected().remove(&token) else {
+        let Some(arrival) = self.expected().remove(token) else {
             return;
         };
-        if self.module.cancel(token).await.is_ok() {
-            tracing::info!(pid = arrival.pid, token, "arrival cancelled");
+        let pid = arrival.pid;
+        let until = Instant::now() + MEET_IN;
+        loop {
+            match self.module.cancel(token).await {
+                Ok(()) => {
+                    tracing::info!(pid, token, "arrival cancelled");
+                    return;
+                }
+                Err(e) if e.errno() != Some(libc::ENOENT) => {
+                    let text = format!("{:#}", anyhow::Error::from(e));
+                    tracing::warn!(pid, token, "cannot cancel an arrival: {text}");
+                    return;
+                }
+                Err(_) => {}
+            }
+            // It came, or it went, or its stub is on its way to the module still.
+            let Ok(record) = self.module.process(pid).await else {
+                return;
+            };
+            let has_come = self.has_come(arrival, record.as_slice());
+            if !arrival.stub || has_come || Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Decisions without I/O: no clock, no socket, no task. Time is a number of milliseconds since
 //! whenever, given by the caller.
 
+pub mod expect;
 pub mod liveness;
 pub mod migrate;
 pub mod relink;
