@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod asking;
 pub mod id;
 pub mod link_session;
 pub mod uapi;

@@ -14,6 +14,7 @@
 //!
 //! Lock order: a pager's `inner` is taken under the memory's own locks, and for moments only.
 
+use crate::asking::Asking;
 use crate::gate;
 use crate::id::NodeId;
 use crate::link::{self, Payload, Urgency};
@@ -540,12 +541,9 @@ impl Pager {
     }
 }
 
-/// How long after a page was asked for another may be soon: a process that has to wait for its turn, because of
-/// all that is pushed, has not stopped asking.
-const BUSY_NS: u64 = 200_000_000;
 /// What a process that has just moved gets to find what it needs first, in ms.
 const BEGINNING_MS: u32 = 100;
-/// Pages pushed at a time while others are asked for; the next when these have been taken, which the target
+/// Pages pushed at a time while others are asked for now and then; the next when these have been taken, which the target
 /// says at once of so many.
 const FEW: usize = 16;
 
@@ -603,8 +601,7 @@ struct SourceState {
     sent: RBTree<u64, u64>,
     /// How often all had to be sent again: what was sent before may be lost.
     round: u32,
-    /// When a page was asked for last.
-    asked_ns: u64,
+    asking: Asking,
     fetched_bytes: u64,
     pushed_bytes: u64,
 }
@@ -651,7 +648,7 @@ impl Source {
                     large: Frames::default(),
                     sent: RBTree::new(),
                     round: 0,
-                    asked_ns: 0,
+                    asking: Asking::default(),
                     fetched_bytes: 0,
                     pushed_bytes: 0,
                 }),
@@ -816,13 +813,9 @@ impl Source {
         }
     }
 
-    fn asked(&self) {
-        self.state.lock().asked_ns = task::now_ns();
-    }
-
-    /// Whether a page was asked for a moment ago. What is pushed stands in the way of such a process.
-    fn is_busy(&self) -> bool {
-        task::now_ns().saturating_sub(self.state.lock().asked_ns) < BUSY_NS
+    /// Whether the process asks for pages in whose way stands what is pushed.
+    fn asks_now_and_then(&self) -> bool {
+        self.state.lock().asking.now_and_then(task::now_ns())
     }
 
     /// Answers a request for one page, unless that takes waiting: `EAGAIN`.
@@ -880,7 +873,7 @@ impl Source {
 
     /// Sends all pages that hold data, then says that it was all. Who asks for pages goes first.
     fn push(&self) -> Result {
-        self.asked();
+        self.state.lock().asking.begin(task::now_ns());
         task::sleep_ms(BEGINNING_MS);
         for r in &self.ranges {
             let mut a = r.start;
@@ -888,14 +881,20 @@ impl Source {
                 if self.over() {
                     return Ok(());
                 }
-                let most = if self.is_busy() { FEW } else { MAX_PAGES };
+                let most = if self.asks_now_and_then() {
+                    FEW
+                } else {
+                    MAX_PAGES
+                };
                 let n = (((r.end - a) as usize) / PAGE).min(most);
                 if let Some((frame, bytes)) = self.frame(a, n, false, false)? {
                     self.state.lock().pushed_bytes += bytes;
                     stat::add(Counter::PagesPushed, (bytes / PAGE as u64) as i64);
                     link::wait_room(self.target, Class::Memory)?;
                     self.send(frame, Urgency::Bulk)?;
-                    while self.is_busy() && link::bulk_bytes(self.target, Class::Memory) > 0 {
+                    while self.asks_now_and_then()
+                        && link::bulk_bytes(self.target, Class::Memory) > 0
+                    {
                         task::sleep_ms(1);
                     }
                 }
@@ -924,7 +923,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 let v = Verdict::new(r.token.get(), 0).failed(ESTALE.to_errno());
                 return crate::node::say(peer, Class::Memory, Kind::PagesEnd, wire::bytes(&v));
             };
-            s.asked();
+            s.state.lock().asking.asked(task::now_ns());
             // The first is what the fault is about, and goes alone if that takes no waiting.
             let (addr, count, first) = match s.answer_now(addr) {
                 Ok(()) if count == 1 => return Ok(()),

@@ -10,6 +10,8 @@ use kernel::prelude::*;
 
 // Compiled into user space too.
 #[forbid(unsafe_code)]
+pub mod asking;
+#[forbid(unsafe_code)]
 pub mod id;
 #[forbid(unsafe_code)]
 pub mod link_session;
