@@ -156,8 +156,8 @@ mod tests {
             e.call_off(node(1), token);
         }
         assert_eq!(e.called_off.len(), MAX_CALLED_OFF);
-        for n in 0..MAX_EXPECTED as u32 {
-            e.add(10_000 + u64::from(n), arrival(100 + n)).unwrap();
+        for (token, pid) in (10_000..).zip(100..).take(MAX_EXPECTED) {
+            e.add(token, arrival(pid)).unwrap();
         }
         assert_eq!(e.add(1, arrival(1)), Err(Error::TooMany));
     }
