@@ -13,10 +13,12 @@ use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
 use tokio::task::JoinSet;
 
 use crate::arrive::Arrivals;
+use crate::audit::{self, Audit};
 use crate::config::{Config, Node};
 use crate::core::liveness::State;
 use crate::core::migrate::Phase;
 use crate::core::route::{MAX_HOPS, Route, route};
+use crate::daemon::Parts;
 use crate::depart::{Departures, Order, failure};
 use crate::digest::Digests;
 use crate::failure::Failure;
@@ -27,7 +29,6 @@ use crate::msg::{
 };
 use crate::peer::{Input, Peer, Replies, Service};
 use crate::proc;
-use crate::stub::Stubs;
 
 /// Longest wait for a list or a verdict of another node.
 const ASK_IN: Duration = Duration::from_secs(10);
@@ -42,6 +43,7 @@ pub struct Cluster {
     peers: BTreeMap<NodeId, Peer>,
     departures: Departures,
     arrivals: Arc<Arrivals>,
+    audit: Arc<Audit>,
 }
 
 /// What a move or a question about one is about.
@@ -71,12 +73,12 @@ pub type OnPhase<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 impl Cluster {
     /// With these peers.
-    pub fn new(
-        config: Arc<Config>,
-        module: Kmod,
-        peers: Vec<Peer>,
-        stubs: Arc<Stubs>,
-    ) -> Arc<Self> {
+    pub fn new(config: Arc<Config>, parts: Parts, peers: Vec<Peer>) -> Arc<Self> {
+        let Parts {
+            module,
+            stubs,
+            audit,
+        } = parts;
         let digests = Arc::<Digests>::default();
         Arc::new(Self {
             departures: Departures::new(module.clone(), Arc::clone(&digests)),
@@ -84,6 +86,7 @@ impl Cluster {
             peers: peers.into_iter().map(|p| (p.node, p)).collect(),
             config,
             module,
+            audit,
         })
     }
 
@@ -191,6 +194,26 @@ impl Cluster {
     }
 
     async fn migrate_from_here(
+        &self,
+        about: About,
+        to: NodeId,
+        wait: bool,
+        on_phase: OnPhase<'_>,
+    ) -> Result<Migrated, Failure> {
+        let result = self.move_from_here(about, to, wait, on_phase).await;
+        self.audit.record(audit::Event::Migrate {
+            pid: about.pid,
+            to: to.get(),
+            uid: about.uid,
+            outcome: match &result {
+                Ok(_) => audit::MOVED.to_owned(),
+                Err(f) => f.to_string(),
+            },
+        });
+        result
+    }
+
+    async fn move_from_here(
         &self,
         about: About,
         to: NodeId,
@@ -368,9 +391,17 @@ impl Cluster {
     async fn serve(self: Arc<Self>, from: NodeId, request: Request, replies: Replies) {
         let answer = match request {
             Request::Prepare(p) => {
-                let token = p.token;
+                let (token, pid) = (p.token, p.pid);
                 let answer = self.arrivals.prepare(from, p).await.map(Answer::Prepared);
                 let ready = answer.is_ok();
+                self.audit.record(audit::Event::Arrival {
+                    pid,
+                    from: from.get(),
+                    outcome: match &answer {
+                        Ok(_) => audit::READY.to_owned(),
+                        Err(f) => f.to_string(),
+                    },
+                });
                 let answer = answer.unwrap_or_else(|f| Answer::Failed(Failed::from(&f)));
                 // Who asked on a connection that is gone has given up: nothing will come.
                 if !replies.finish(answer).await && ready {
@@ -423,6 +454,8 @@ impl Service for Cluster {
     }
 
     fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.audit
+            .record(audit::Event::NodeDead { peer: node.get() });
         Box::pin(async move { self.arrivals.died(node).await })
     }
 }

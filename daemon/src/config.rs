@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use ssi::id::NodeId;
 
+use crate::audit;
+
 /// Where the daemon looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/ssid/ssid.toml";
 /// Where tools find the daemon.
@@ -64,6 +66,8 @@ struct File {
     socket: PathBuf,
     #[serde(default = "default_log")]
     log: String,
+    #[serde(default = "default_audit")]
+    audit: PathBuf,
     #[serde(default)]
     plain_links: bool,
     nodes: Vec<FileNode>,
@@ -88,6 +92,9 @@ fn default_socket() -> PathBuf {
 }
 fn default_log() -> String {
     "info".to_owned()
+}
+fn default_audit() -> PathBuf {
+    audit::DEFAULT_PATH.into()
 }
 
 /// One machine of the cluster.
@@ -120,6 +127,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Filter for the log, as `RUST_LOG`.
     pub log: String,
+    /// Directory of the audit log.
+    pub audit: PathBuf,
     /// Links between the modules without TLS: a build for measurements only.
     pub plain_links: bool,
 }
@@ -202,6 +211,7 @@ impl Config {
             peer_dead_after: Duration::from_secs(file.peer_dead_after_s),
             socket: file.socket,
             log: file.log,
+            audit: file.audit,
             plain_links: file.plain_links,
         })
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use crate::audit::{self, Audit};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::kmod::{Event, Kmod};
@@ -33,6 +34,9 @@ pub enum Error {
     /// Tools could not reach it.
     #[error(transparent)]
     Socket(#[from] serve::Error),
+    /// What it does could not be accounted for.
+    #[error("no audit log")]
+    Audit(#[from] audit::Error),
     /// Other nodes could not reach it.
     #[error("cannot listen on port {port}")]
     Listen {
@@ -75,16 +79,37 @@ pub async fn run(config: Config) -> Result<(), Error> {
         source,
     })?;
     let stubs = Arc::new(stubs);
-    start(config, identity, module, events, socket, Arc::clone(&stubs)).await?;
+    let audit = Arc::new(Audit::open(&config.audit, config.node.get())?);
+    audit.record(audit::Event::Started {
+        version: env!("CARGO_PKG_VERSION"),
+    });
+    let parts = Parts {
+        module,
+        stubs: Arc::clone(&stubs),
+        audit: Arc::clone(&audit),
+    };
+    start(config, identity, parts, events, socket).await?;
     tokio::spawn(async move {
         if let Err(e) = stub::reap(stubs).await {
             tracing::error!("children are not reaped: {e}");
         }
     });
     stop.await;
+    audit.close(audit::Event::Stopped);
     // The links stay with the module: a daemon that starts again finds every guest where it was.
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What the parts of a daemon share.
+#[derive(Debug)]
+pub struct Parts {
+    /// The module.
+    pub module: Kmod,
+    /// Its stubs.
+    pub stubs: Arc<Stubs>,
+    /// Where it accounts for what it does.
+    pub audit: Arc<Audit>,
 }
 
 /// Starts everything; what was started runs in tasks of its own.
@@ -94,16 +119,22 @@ pub async fn run(config: Config) -> Result<(), Error> {
 pub async fn start(
     config: Arc<Config>,
     identity: Identity,
-    module: Kmod,
+    parts: Parts,
     mut events: mpsc::Receiver<Event>,
     socket: UnixListener,
-    stubs: Arc<Stubs>,
 ) -> Result<Arc<Cluster>, Error> {
     let instance = depart::random().ok_or_else(|| Error::System {
         what: "no random numbers",
         source: io::Error::other("no entropy"),
     })?;
-    let net = Arc::new(Net::new(Arc::clone(&config), identity, instance));
+    let module = parts.module.clone();
+    let net = Net::new(
+        Arc::clone(&config),
+        identity,
+        instance,
+        Arc::clone(&parts.audit),
+    );
+    let net = Arc::new(net);
     let port = config.node(config.node).map_or(0, |n| n.addr.port());
     let listener = net
         .listen()
@@ -112,7 +143,7 @@ pub async fn start(
 
     let waiting: Vec<Waiting> = config.peers().cloned().map(Waiting::new).collect();
     let peers: Vec<Peer> = waiting.iter().map(Waiting::handle).collect();
-    let cluster = Cluster::new(Arc::clone(&config), module.clone(), peers, stubs);
+    let cluster = Cluster::new(Arc::clone(&config), parts, peers);
     for peer in waiting {
         peer.start(
             config.node,

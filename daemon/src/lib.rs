@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod arrive;
+pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod conn;

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::audit::{Audit, Event};
 use crate::config::{Config, Node};
 use crate::msg::{self, Preface, Purpose};
 use crate::session::{self, Session};
@@ -75,6 +76,26 @@ pub enum Error {
     Stranger(&'static str),
 }
 
+impl Error {
+    /// Whether the other side was reached, and is not one we speak with.
+    fn is_of_trust(&self) -> bool {
+        matches!(
+            self,
+            Error::Session(session::Error::Tls(_)) | Error::Version { .. } | Error::Stranger(_)
+        )
+    }
+}
+
+/// An error with what it comes from.
+fn describe(e: &Error) -> String {
+    let (mut text, mut e) = (e.to_string(), e as &dyn std::error::Error);
+    while let Some(source) = e.source() {
+        text = format!("{text}: {source}");
+        e = source;
+    }
+    text
+}
+
 /// What a connection is for, once that is known.
 #[derive(Debug)]
 pub enum Opened {
@@ -96,12 +117,30 @@ pub enum Opened {
     },
 }
 
+impl Opened {
+    /// Stable name of what it is for.
+    fn purpose(&self) -> &'static str {
+        match self {
+            Opened::Control { .. } => "daemon",
+            Opened::Link {
+                class: Class::Control,
+                ..
+            } => "link-control",
+            Opened::Link {
+                class: Class::Memory,
+                ..
+            } => "link-memory",
+        }
+    }
+}
+
 /// What both sides need to open connections.
 #[derive(Debug)]
 pub struct Net {
     config: Arc<Config>,
     identity: Identity,
     instance: u64,
+    audit: Arc<Audit>,
 }
 
 fn purpose(class: Class) -> Purpose {
@@ -123,12 +162,41 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
 
 impl Net {
     /// For this node, as `instance`, a random number of this run.
-    pub fn new(config: Arc<Config>, identity: Identity, instance: u64) -> Self {
+    pub fn new(config: Arc<Config>, identity: Identity, instance: u64, audit: Arc<Audit>) -> Self {
         Self {
             config,
             identity,
             instance,
+            audit,
         }
+    }
+
+    /// Accounts for a connection to or from `addr`, once it is known what becomes of it.
+    fn account(&self, addr: SocketAddr, incoming: bool, result: Result<(NodeId, &Opened), &Error>) {
+        let addr = addr.to_string();
+        self.audit.record(match result {
+            Ok((peer, opened)) => Event::NodeAdmitted {
+                peer: peer.get(),
+                addr,
+                purpose: opened.purpose(),
+                incoming,
+            },
+            Err(e) => Event::ConnectionRefused {
+                addr,
+                incoming,
+                why: describe(e),
+            },
+        });
+    }
+
+    /// Accounts for a connection to `peer`. That it could not be reached is nothing to account for.
+    fn dialled(&self, peer: &Node, result: Result<Opened, Error>) -> Result<Opened, Error> {
+        match &result {
+            Ok(opened) => self.account(peer.addr, false, Ok((peer.id, opened))),
+            Err(e) if e.is_of_trust() => self.account(peer.addr, false, Err(e)),
+            Err(_) => {}
+        }
+        result
     }
 
     /// Whether links go without TLS: never in an ordinary build, whatever the configuration says.
@@ -181,9 +249,10 @@ impl Net {
                 instance: theirs.instance,
             })
         };
-        timeout(SHAKE_IN, dial)
+        let result = timeout(SHAKE_IN, dial)
             .await
-            .map_err(|_| Error::Timeout(SHAKE_IN))?
+            .unwrap_or(Err(Error::Timeout(SHAKE_IN)));
+        self.dialled(peer, result)
     }
 
     /// Opens a link of `class` to `peer`, numbered `serial`.
@@ -210,9 +279,10 @@ impl Net {
                 socket,
             })
         };
-        timeout(SHAKE_IN, dial)
+        let result = timeout(SHAKE_IN, dial)
             .await
-            .map_err(|_| Error::Timeout(SHAKE_IN))?
+            .unwrap_or(Err(Error::Timeout(SHAKE_IN)));
+        self.dialled(peer, result)
     }
 
     /// Listens for other daemons.
@@ -255,13 +325,17 @@ impl Net {
             };
             let (net, opened) = (Arc::clone(&self), opened.clone());
             tokio::spawn(async move {
-                match timeout(SHAKE_IN, net.receive(stream)).await {
-                    Ok(Ok(o)) => drop(opened.send(o).await),
-                    Ok(Err(e)) => {
-                        tracing::warn!(%from, "connection refused: {:#}", anyhow::Error::from(e))
+                let received = timeout(SHAKE_IN, net.receive(stream))
+                    .await
+                    .unwrap_or(Err(Error::Timeout(SHAKE_IN)));
+                match received {
+                    Ok((node, o)) => {
+                        net.account(from, true, Ok((node, &o)));
+                        drop(opened.send((node, o)).await);
                     }
-                    Err(_) => {
-                        tracing::warn!(%from, "connection dropped: no handshake in {} s", SHAKE_IN.as_secs())
+                    Err(e) => {
+                        net.account(from, true, Err(&e));
+                        tracing::warn!(%from, "connection refused: {}", describe(&e));
                     }
                 }
                 drop(permit);

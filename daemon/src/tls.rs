@@ -190,7 +190,7 @@ pub(crate) mod testing {
             )
             .unwrap();
             let mut text = format!(
-                "node = {node}\npeer_dead_after_s = 3\nsocket = \"{d}/socket\"\nca = \"{d}/ca.pem\"\ncert = \"{d}/node.pem\"\nkey = \"{d}/node.key\"\n",
+                "node = {node}\npeer_dead_after_s = 3\nsocket = \"{d}/socket\"\naudit = \"{d}/audit\"\nca = \"{d}/ca.pem\"\ncert = \"{d}/node.pem\"\nkey = \"{d}/node.key\"\n",
                 d = out.display()
             );
             for (i, addr) in addrs.iter().enumerate() {

@@ -25,6 +25,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-wait", wait),
         Test::new("tool-users", users),
         Test::new("tool-mistakes", mistakes),
+        Test::new("tool-audit", audit),
         Test::new("pid-ranges", pid_ranges),
     ]
 }
@@ -208,6 +209,82 @@ fn users(cluster: &Cluster) -> Result<()> {
     let want = "Uid: 65534 65534 65534 65534 Gid: 65534 65534 65534 65534 Groups:";
     ensure!(ids.trim() == want, "on n2 it runs as {ids}");
     own.must_pass()
+}
+
+/// What the audit log of a node holds, one JSON object after the other.
+fn records(cluster: &Cluster, on: Node) -> Result<Vec<Value>> {
+    let text = cluster.sh(on, "cat /var/lib/ssid/audit/*.jsonl")?;
+    text.lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("on {on}: {line}")))
+        .collect()
+}
+
+/// Who was let in, who was turned away and who moved what is on the disk of the node, and cannot be changed unseen.
+fn audit(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    let pid = proc.pid();
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    cluster.sh(N1, &format!("{user} ssictl migrate {pid} --to n2; true"))?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    let stranger =
+        "exec 3<>/dev/tcp/10.77.0.1/7400; echo let me in >&3; timeout 20 cat <&3 >/dev/null; true";
+    cluster.sh(N2, stranger)?;
+
+    let has = |on: Node, what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        eventually(Duration::from_secs(30), || {
+            let missing = !records(cluster, on)?.iter().any(wanted);
+            Ok(missing.then(|| format!("{on} has no record of {what}")))
+        })
+    };
+    let migrate =
+        |r: &Value, uid: u32| r["event"] == "migrate" && r["pid"] == pid && r["uid"] == uid;
+    has(N1, "the user's try", &|r| {
+        migrate(r, 65534) && r["outcome"] != "moved"
+    })?;
+    has(N1, "the move", &|r| {
+        migrate(r, 0) && r["outcome"] == "moved" && r["to"] == 2
+    })?;
+    has(N2, "the arrival", &|r| {
+        r["event"] == "arrival" && r["pid"] == pid && r["from"] == 1 && r["outcome"] == "ready"
+    })?;
+    has(N1, "the stranger", &|r| {
+        let from = r["addr"].as_str().unwrap_or_default();
+        r["event"] == "connection-refused" && from.starts_with("10.77.0.2:")
+    })?;
+    for (on, peer, incoming) in [(N1, 2, false), (N3, 1, true)] {
+        has(on, "its peer", &|r| {
+            r["event"] == "node-admitted" && r["peer"] == peer && r["incoming"] == incoming
+        })?;
+    }
+
+    // A daemon that was killed goes on where it was.
+    let head = cluster.ssictl_json(N1, &["audit", "verify"])?;
+    let head = head["head"].as_str().context("no head")?.to_owned();
+    cluster.sh(N1, "pkill -KILL -x ssid; sleep 0.5; ! pgrep -x ssid")?;
+    cluster.start_daemon(N1)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    let later = cluster.ssictl(N1, &["audit", "verify", "--head", &head])?;
+    ensure!(later.status == 0, "after a restart: {}", later.evidence());
+
+    let changed = [
+        (
+            "one user for another",
+            "sed -i 's/\"uid\":65534/\"uid\":65533/'",
+            "is not what its hash says",
+        ),
+        ("a line left out", "sed -i '2d'", "is not the one it names"),
+        ("an end cut off", "sed -i '2,$d'", "no record has the hash"),
+    ];
+    for (what, how, says) in changed {
+        let script = format!(
+            "rm -rf /tmp/audit; cp -r /var/lib/ssid/audit /tmp/audit; for f in /tmp/audit/*; do {how} $f; done"
+        );
+        cluster.sh(N1, &script)?;
+        let output = cluster.ssictl(N1, &["audit", "verify", "/tmp/audit", "--head", &head])?;
+        let right = output.status == 1 && output.errors().contains(says);
+        ensure!(right, "{what}: {}", output.evidence());
+    }
+    proc.must_pass()
 }
 
 /// Wrong words are answered, not obeyed.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ssid::config::DEFAULT_SOCKET;
+use ssid::core::chain::Hash;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -48,6 +49,9 @@ pub(crate) enum Command {
     /// Certificates
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// The record of who was let in and who moved what
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Show the versions of this tool and of the daemon
     Version(Show),
     /// Write manual pages
@@ -64,6 +68,7 @@ impl Command {
             Command::Migrate(a) => a.output,
             Command::Why(a) => a.output,
             Command::Ps(a) | Command::Node(NodeCommand::Ls(a)) => a.output,
+            Command::Audit(AuditCommand::Verify(a)) => a.output,
             Command::Version(_) | Command::Pki(_) | Command::Man(_) | Command::Completions(_) => {
                 Output::Text
             }
@@ -162,6 +167,27 @@ pub(crate) struct PkiIssue {
     pub(crate) out: PathBuf,
 }
 
+/// `ssictl audit`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no record of this node's audit log was changed, left out or put in
+    Verify(AuditVerify),
+}
+
+/// `ssictl audit verify`.
+#[derive(Args, Debug)]
+pub(crate) struct AuditVerify {
+    /// Directory of the log
+    #[arg(value_name = "DIR", default_value = ssid::audit::DEFAULT_PATH)]
+    pub(crate) dir: PathBuf,
+    /// Hash of a record that must be there, as told by an earlier check and kept elsewhere
+    #[arg(long, value_name = "HASH")]
+    pub(crate) head: Option<Hash>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
 /// `ssictl man`.
 #[derive(Args, Debug)]
 pub(crate) struct Man {
@@ -193,6 +219,7 @@ mod tests {
             "ssictl migrate 1",
             "ssictl migrate x --to n2",
             "ssictl ps -o xml",
+            "ssictl audit verify --head 12",
         ] {
             let e = Arguments::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(e.exit_code(), 2, "{line}");

@@ -50,6 +50,11 @@ impl Fail {
         Self::new(FAILED, message, "")
     }
 
+    /// A check that came out badly.
+    pub(crate) fn said(message: impl Into<String>, hint: &str) -> Self {
+        Self::new(FAILED, message, hint)
+    }
+
     /// An argument that means nothing.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(USAGE, message, "")

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod audit;
 mod cli;
 mod fail;
 mod migrate;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Arguments, Command, NodeCommand, PkiCommand};
+use cli::{Arguments, AuditCommand, Command, NodeCommand, PkiCommand};
 use fail::Fail;
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn run(arguments: Arguments) -> Result<(), Fail> {
         Command::Node(NodeCommand::Ls(a)) => show::nodes(socket, a.output),
         Command::Pki(PkiCommand::Init(a)) => pki::init(&a),
         Command::Pki(PkiCommand::Issue(a)) => pki::issue(&a),
+        Command::Audit(AuditCommand::Verify(a)) => audit::verify(&a),
         Command::Version(a) => show::version(socket, a.output),
         Command::Man(a) => pages::man(&a),
         Command::Completions(a) => pages::completions(&a),

@@ -3,7 +3,9 @@
 //! Decisions without I/O: no clock, no socket, no task. Time is a number of milliseconds since
 //! whenever, given by the caller.
 
+pub mod chain;
 pub mod expect;
+pub mod limit;
 pub mod liveness;
 pub mod migrate;
 pub mod relink;

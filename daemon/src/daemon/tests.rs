@@ -142,7 +142,13 @@ impl Pair {
             let identity = Identity::load(&config).unwrap();
             let listener = serve::listen(&config.socket).unwrap();
             let stubs = Arc::new(Stubs::new("/dev/null").unwrap());
-            start(Arc::new(config), identity, module, events, listener, stubs)
+            let audit = Arc::new(Audit::open(&config.audit, node).unwrap());
+            let parts = Parts {
+                module,
+                stubs,
+                audit,
+            };
+            start(Arc::new(config), identity, parts, events, listener)
                 .await
                 .unwrap();
         });
@@ -217,6 +223,36 @@ fn linked(a: &Running, b: &Running, count: usize) {
             a.links(class) >= count && b.links(class) >= count
         });
     }
+}
+
+#[test]
+fn who_came_and_who_was_turned_away_is_recorded() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    let mut stranger = TcpStream::connect(pair.addrs[1]).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let log = |of: &Running| {
+        let dir = of.socket.with_file_name("audit");
+        let found = audit::verify(&dir, None).unwrap();
+        assert_eq!(found.broken, None);
+        let files = std::fs::read_dir(&dir).unwrap();
+        files
+            .map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap())
+            .collect::<String>()
+    };
+    let admitted = |of: &Running, side: &str, purpose: &str| {
+        let wanted = format!("\"purpose\":\"{purpose}\",\"incoming\":{side}");
+        wait_for(&wanted, || log(of).contains(&wanted));
+    };
+    admitted(&n1, "false", "daemon");
+    admitted(&n2, "true", "daemon");
+    // Here the links go without TLS, and are accounted for all the same.
+    admitted(&n2, "true", "link-memory");
+    wait_for("the stranger", || {
+        let log = log(&n2);
+        log.contains("connection-refused") && log.contains("\"addr\":\"127.0.0.1:")
+    });
 }
 
 #[test]
