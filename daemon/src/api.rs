@@ -145,6 +145,45 @@ pub struct Node {
     pub state: String,
 }
 
+/// Answer of `Status`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct StatusReply {
+    /// `whole`, or `degraded` when there are problems.
+    pub health: String,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// The nodes in the order of their numbers.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// Something that is wrong with the cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Stable: `node-state`, `no-answer` or `clock-skew`.
+    pub kind: String,
+    /// The node it is about.
+    pub node: u32,
+    /// For people.
+    pub text: String,
+}
+
+/// A node of the cluster, and how far away it is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// As [`Node::state`].
+    pub state: String,
+    /// How long it took to answer, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_us: Option<i64>,
+    /// How far its clock is ahead of the one of the node that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_us: Option<i64>,
+}
+
 /// Answer of `Version`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VersionReply {
@@ -176,6 +215,11 @@ pub struct ErrorParameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
+
+/// Health of a cluster without problems.
+pub const WHOLE: &str = "whole";
+/// Health of one that has some.
+pub const DEGRADED: &str = "degraded";
 
 /// The errors of the interface, without its name.
 pub mod error {

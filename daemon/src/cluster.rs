@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ssi::id::NodeId;
 use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::arrive::Arrivals;
 use crate::audit::{self, Audit};
 use crate::config::{Config, Node};
+use crate::core::health::{Clock, View};
 use crate::core::liveness::State;
 use crate::core::migrate::Phase;
 use crate::core::route::{MAX_HOPS, Route, route};
@@ -24,14 +25,16 @@ use crate::digest::Digests;
 use crate::failure::Failure;
 use crate::kmod::{Event, Kmod};
 use crate::msg::{
-    self, Answer, Done, Failed, List, Migrate, Migrated, Movable, Place, Process, Processes,
-    Request,
+    self, Answer, Done, Failed, List, Look, Migrate, Migrated, Movable, Place, Process, Processes,
+    Request, Seen, SeenNode,
 };
-use crate::peer::{Input, Peer, Replies, Service};
+use crate::peer::{self, Input, Peer, Replies, Service};
 use crate::proc;
 
 /// Longest wait for a list or a verdict of another node.
 const ASK_IN: Duration = Duration::from_secs(10);
+/// Longest wait for what another node sees.
+const LOOK_IN: Duration = Duration::from_secs(3);
 /// Longest wait between two answers of a node that moves a process.
 const MIGRATE_IN: Duration = Duration::from_secs(900);
 
@@ -356,6 +359,54 @@ impl Cluster {
         Ok((merge(rows), missing))
     }
 
+    /// What all nodes say of each other; no view of those that do not answer.
+    pub async fn look(&self) -> BTreeMap<NodeId, Option<View>> {
+        let mut asked = JoinSet::new();
+        for peer in self.peers.values().cloned() {
+            asked.spawn(async move {
+                let (at_ns, start) = (realtime_ns(), Instant::now());
+                let answer = match peer.state() {
+                    State::Dead => None,
+                    _ => peer.ask_once(Request::Look(Look {}), LOOK_IN).await.ok(),
+                };
+                let round_trip_ns = nanos(start.elapsed());
+                let view = match answer {
+                    Some(Answer::Seen(s)) => Some(View {
+                        clock: Some(Clock::measured(at_ns, s.realtime_ns, round_trip_ns)),
+                        states: states(s.nodes),
+                    }),
+                    _ => None,
+                };
+                (peer.node, view)
+            });
+        }
+        let mut views: BTreeMap<_, _> = self.config.nodes.iter().map(|n| (n.id, None)).collect();
+        let own = View {
+            states: states(self.seen().nodes),
+            clock: None,
+        };
+        views.insert(self.own(), Some(own));
+        while let Some(joined) = asked.join_next().await {
+            match joined {
+                Ok((node, view)) => drop(views.insert(node, view)),
+                Err(e) => tracing::error!("a look failed: {e}"),
+            }
+        }
+        views
+    }
+
+    /// What this node thinks of the others.
+    fn seen(&self) -> Seen {
+        let nodes = self.peers.values().map(|p| SeenNode {
+            node: p.node.get().into(),
+            state: p.state_name().to_owned(),
+        });
+        Seen {
+            nodes: nodes.collect(),
+            realtime_ns: realtime_ns(),
+        }
+    }
+
     /// Takes an event of the module.
     pub async fn event(&self, event: Event) {
         match event {
@@ -413,6 +464,7 @@ impl Cluster {
                 self.arrivals.cancel(from, c.token).await;
                 Ok(Answer::Done(Done {}))
             }
+            Request::Look(_) => Ok(Answer::Seen(self.seen())),
             Request::List(_) => self
                 .list_own()
                 .await
@@ -433,6 +485,25 @@ impl Cluster {
         let answer = answer.unwrap_or_else(|f| Answer::Failed(Failed::from(&f)));
         replies.finish(answer).await;
     }
+}
+
+/// What a peer says of the others, as far as it can be true.
+fn states(nodes: Vec<SeenNode>) -> BTreeMap<NodeId, String> {
+    let known = |s: SeenNode| {
+        let state = peer::STATES.into_iter().find(|w| *w == s.state)?;
+        Some((msg::node(s.node)?, state.to_owned()))
+    };
+    nodes.into_iter().filter_map(known).collect()
+}
+
+fn nanos(t: Duration) -> i64 {
+    i64::try_from(t.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn realtime_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, nanos)
 }
 
 fn about(m: &Migrate) -> About {

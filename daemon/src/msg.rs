@@ -115,7 +115,7 @@ pub struct Call {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is asked for.
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7")]
     pub request: Option<Request>,
 }
 
@@ -137,6 +137,9 @@ pub enum Request {
     /// Would it move?
     #[prost(message, tag = "6")]
     Why(Migrate),
+    /// What do you see?
+    #[prost(message, tag = "7")]
+    Look(Look),
 }
 
 /// Move this process, or say whether it would.
@@ -214,6 +217,10 @@ pub struct Cancel {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct List {}
 
+/// Say what you think of the others, and how late it is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Look {}
+
 /// An answer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reply {
@@ -221,7 +228,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is answered. Only [`Answer::Progress`] is followed by another.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub answer: Option<Answer>,
 }
 
@@ -249,6 +256,31 @@ pub enum Answer {
     /// It did not happen.
     #[prost(message, tag = "8")]
     Failed(Failed),
+    /// What a node sees.
+    #[prost(message, tag = "9")]
+    Seen(Seen),
+}
+
+/// What a node thinks of the others.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Seen {
+    /// Each.
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: Vec<SeenNode>,
+    /// Its clock, in ns since 1970.
+    #[prost(int64, tag = "2")]
+    pub realtime_ns: i64,
+}
+
+/// What a node thinks of another.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SeenNode {
+    /// Which.
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// The word users see, at most 16 bytes.
+    #[prost(string, tag = "2")]
+    pub state: String,
 }
 
 /// Done, with nothing to say.

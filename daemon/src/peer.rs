@@ -22,6 +22,16 @@ use crate::net::Opened;
 /// Answers to one call that wait to be taken: progress and the end.
 const MAX_ANSWERS: usize = 16;
 
+/// Heard, but the module has not all of its links.
+const LINKING: &str = "linking";
+/// The words users see for what is thought of a peer.
+pub const STATES: [&str; 4] = [
+    State::Up.name(),
+    LINKING,
+    State::Silent.name(),
+    State::Dead.name(),
+];
+
 /// What happens to a peer.
 #[derive(Debug)]
 pub enum Input {
@@ -127,7 +137,7 @@ impl Peer {
     pub fn state_name(&self) -> &'static str {
         let status = *self.status.borrow();
         match status.state {
-            State::Up if status.linked != [true; Class::COUNT] => "linking",
+            State::Up if status.linked != [true; Class::COUNT] => LINKING,
             state => state.name(),
         }
     }

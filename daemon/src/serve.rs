@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::api::{self, DESCRIPTION, ErrorParameters, INTERFACE, MigrateReply, Migration, Times};
 use crate::cluster::{About, Cluster};
+use crate::core::health::{self, Problem};
 use crate::failure::{Failure, hint};
 use crate::msg::{self, Migrated, Place};
 use crate::varlink::{self, Call, Frames, MAX_CALL_BYTES, Reply};
@@ -286,6 +287,7 @@ impl Connection {
             },
             (INTERFACE, "Ps") => self.ps().await,
             (INTERFACE, "Nodes") => self.nodes(),
+            (INTERFACE, "Status") => self.status().await,
             (INTERFACE, "Version") => Outcome::done(&api::VersionReply {
                 daemon: env!("CARGO_PKG_VERSION").to_owned(),
                 netlink: ssi::uapi::VERSION.into(),
@@ -382,6 +384,32 @@ impl Connection {
         }
     }
 
+    async fn status(&self) -> Outcome {
+        let views = self.cluster.look().await;
+        let problems = health::problems(self.cluster.own(), &views);
+        let nodes = self.cluster.nodes().map(|(n, state)| {
+            let view = views.get(&n.id).and_then(Option::as_ref);
+            let clock = view.and_then(|v| v.clock);
+            api::NodeStatus {
+                id: n.id.get().into(),
+                name: n.name.clone(),
+                state: state.unwrap_or("self").to_owned(),
+                round_trip_us: clock.map(|c| c.round_trip_us),
+                clock_offset_us: clock.map(|c| c.offset_us),
+            }
+        });
+        let health = if problems.is_empty() {
+            api::WHOLE
+        } else {
+            api::DEGRADED
+        };
+        Outcome::done(&api::StatusReply {
+            health: health.to_owned(),
+            problems: problems.iter().map(problem).collect(),
+            nodes: nodes.collect(),
+        })
+    }
+
     fn nodes(&self) -> Outcome {
         let nodes = self
             .cluster
@@ -394,6 +422,20 @@ impl Connection {
             })
             .collect();
         Outcome::done(&api::NodesReply { nodes })
+    }
+}
+
+/// A problem as part of the interface.
+fn problem(p: &Problem) -> api::Problem {
+    let (kind, node) = match p {
+        Problem::Node { node, .. } => ("node-state", node),
+        Problem::NoAnswer(node) => ("no-answer", node),
+        Problem::ClockSkew { node, .. } => ("clock-skew", node),
+    };
+    api::Problem {
+        kind: kind.to_owned(),
+        node: node.get().into(),
+        text: p.to_string(),
     }
 }
 

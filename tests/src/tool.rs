@@ -26,6 +26,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-users", users),
         Test::new("tool-mistakes", mistakes),
         Test::new("tool-audit", audit),
+        Test::new("tool-status", status),
         Test::new("pid-ranges", pid_ranges),
     ]
 }
@@ -285,6 +286,56 @@ fn audit(cluster: &Cluster) -> Result<()> {
         ensure!(right, "{what}: {}", output.evidence());
     }
     proc.must_pass()
+}
+
+/// What is wrong anywhere in the cluster is told anywhere, and by the exit status.
+fn status(cluster: &Cluster) -> Result<()> {
+    let is = |on: Node, wanted: &[&str]| {
+        eventually(Duration::from_secs(40), || {
+            let output = cluster.ssictl(on, &["cluster", "status", "-o", "json"])?;
+            let answer = last_json(&output)?;
+            let problems = answer["problems"].as_array().context("no problems")?;
+            let texts: Vec<&str> = problems.iter().filter_map(|p| p["text"].as_str()).collect();
+            let health = if wanted.is_empty() {
+                "whole"
+            } else {
+                "degraded"
+            };
+            let right = output.status == if wanted.is_empty() { 0 } else { 3 }
+                && answer["health"] == health
+                && texts.len() == wanted.len()
+                && texts.iter().zip(wanted).all(|(t, w)| t.starts_with(w));
+            Ok((!right).then(|| format!("{on} says {}", output.evidence())))
+        })
+    };
+    for on in cluster.nodes() {
+        is(on, &[])?;
+    }
+    cluster.cut(N2, N3)?;
+    let seen = is(N1, &["n2 is dead, say n3", "n3 is dead, say n2"]);
+    cluster.heal(N2, N3)?;
+    seen.context("while n2 and n3 do not hear each other")?;
+    is(N1, &[]).context("after that")?;
+
+    let clock = |by: &str| cluster.sh(N3, &format!("date -s '{by} seconds' >/dev/null"));
+    clock("+9")?;
+    let ahead = is(N1, &["the clock of n3 is "]);
+    clock("-9")?;
+    ahead.context("with a clock that is 9 s ahead")?;
+    is(N1, &[]).context("with the clock put right")?;
+
+    cluster.kill(N3)?;
+    let dead = is(N2, &["n3 is dead, say n1, n2"]);
+    cluster.start(N3)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    dead.context("with n3 off")?;
+    let text = cluster.ssictl(N2, &["cluster", "status"])?;
+    ensure!(
+        text.status == 0 && text.text().starts_with("whole\n"),
+        "{}",
+        text.evidence()
+    );
+    Ok(())
 }
 
 /// Wrong words are answered, not obeyed.

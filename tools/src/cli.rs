@@ -15,7 +15,7 @@ Exit status:
   0    done
   1    failed
   2    wrong usage
-  3    the daemon, a node or the module is not running
+  3    the daemon, a node or the module is not running, or the cluster is degraded
   4    no such process or node, or not permitted
   5    refused: the process cannot move; the reason code says why
   124  not done in time";
@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -67,7 +70,9 @@ impl Command {
         let output = match self {
             Command::Migrate(a) => a.output,
             Command::Why(a) => a.output,
-            Command::Ps(a) | Command::Node(NodeCommand::Ls(a)) => a.output,
+            Command::Ps(a)
+            | Command::Node(NodeCommand::Ls(a))
+            | Command::Cluster(ClusterCommand::Status(a)) => a.output,
             Command::Audit(AuditCommand::Verify(a)) => a.output,
             Command::Version(_) | Command::Pki(_) | Command::Man(_) | Command::Completions(_) => {
                 Output::Text
@@ -131,6 +136,13 @@ pub(crate) struct Show {
 pub(crate) enum NodeCommand {
     /// List the nodes as this one sees them
     Ls(Show),
+}
+
+/// `ssictl cluster`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Ask every node how the cluster is; exit status 3 when something is wrong
+    Status(Show),
 }
 
 /// `ssictl pki`.

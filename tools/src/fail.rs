@@ -14,7 +14,7 @@ use crate::out;
 /// Exit statuses; clap itself exits with 2 on wrong usage.
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
-const NOT_RUNNING: u8 = 3;
+pub(crate) const NOT_RUNNING: u8 = 3;
 const NOT_FOUND: u8 = 4;
 const REFUSED: u8 = 5;
 const TIMEOUT: u8 = 124;

@@ -17,21 +17,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Arguments, AuditCommand, Command, NodeCommand, PkiCommand};
+use cli::{Arguments, AuditCommand, ClusterCommand, Command, NodeCommand, PkiCommand};
 use fail::Fail;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let json = arguments.command.wants_json();
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(fail) => fail.report(json),
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Fail> {
+/// Carries the command out. Its exit status, should it not fail, is 0 but for a check that came out badly.
+fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
     let socket = &arguments.socket;
     match arguments.command {
+        Command::Cluster(ClusterCommand::Status(a)) => return show::status(socket, a.output),
         Command::Migrate(a) => migrate::migrate(socket, &a),
         Command::Why(a) => migrate::why(socket, &a),
         Command::Ps(a) => show::ps(socket, a.output),
@@ -42,5 +44,6 @@ fn run(arguments: Arguments) -> Result<(), Fail> {
         Command::Version(a) => show::version(socket, a.output),
         Command::Man(a) => pages::man(&a),
         Command::Completions(a) => pages::completions(&a),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,14 +3,15 @@
 //! The commands that only show something.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
-use ssid::api::{NodesReply, PsReply, VersionReply};
+use ssid::api::{self, NodesReply, PsReply, StatusReply, VersionReply};
 
 use crate::ask;
 use crate::cli::Output;
-use crate::fail::Fail;
+use crate::fail::{Fail, NOT_RUNNING};
 use crate::out;
 
 /// A table without lines, its first `numbers` columns to the right.
@@ -84,6 +85,44 @@ pub(crate) fn nodes(socket: &Path, output: Output) -> Result<(), Fail> {
         rows.add_row([n.id.to_string(), n.name, n.addr, n.state]);
     }
     print(&rows)
+}
+
+/// Shows how the cluster is; the exit status says whether all is well.
+pub(crate) fn status(socket: &Path, output: Output) -> Result<ExitCode, Fail> {
+    let reply: StatusReply = ask::once(socket, "Status", &json!({}))?;
+    let code = if reply.health == api::WHOLE {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_RUNNING)
+    };
+    if output == Output::Json {
+        out::json(&reply)?;
+        return Ok(code);
+    }
+    out::line(&reply.health)?;
+    for problem in &reply.problems {
+        out::line(&format!("  {}", problem.text))?;
+    }
+    let mut rows = table(["ID", "NAME", "STATE", "ROUND TRIP", "CLOCK"], &[0, 3, 4]);
+    let ms = |us: i64| format!("{}.{:01} ms", us / 1000, us.abs() % 1000 / 100);
+    let signed = |us: i64| {
+        format!(
+            "{}{}",
+            if us < 0 { '-' } else { '+' },
+            ms(us.saturating_abs())
+        )
+    };
+    for n in reply.nodes {
+        rows.add_row([
+            n.id.to_string(),
+            n.name,
+            n.state,
+            n.round_trip_us.map(ms).unwrap_or_default(),
+            n.clock_offset_us.map(signed).unwrap_or_default(),
+        ]);
+    }
+    print(&rows)?;
+    Ok(code)
 }
 
 /// Shows versions.

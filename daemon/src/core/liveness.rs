@@ -24,7 +24,7 @@ pub enum State {
 
 impl State {
     /// The word users see.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             State::Up => "up",
             State::Silent => "silent",

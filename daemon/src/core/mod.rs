@@ -5,6 +5,7 @@
 
 pub mod chain;
 pub mod expect;
+pub mod health;
 pub mod limit;
 pub mod liveness;
 pub mod migrate;

@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
-use crate::api::{self, MigrateReply, NodesReply, PsReply, WhyReply};
+use crate::api::{self, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
 use crate::kmod::Channel;
 use crate::netlink;
 use crate::tls::testing::Authority;
@@ -223,6 +223,28 @@ fn linked(a: &Running, b: &Running, count: usize) {
             a.links(class) >= count && b.links(class) >= count
         });
     }
+}
+
+#[test]
+fn the_state_of_a_cluster_is_that_of_all_its_nodes() {
+    let pair = Pair::new();
+    let n1 = pair.start(1);
+    let status =
+        |of: &Running| -> StatusReply { of.call("Status", serde_json::json!({})).unwrap() };
+    let alone = status(&n1);
+    assert_eq!(alone.health, api::DEGRADED);
+    assert_eq!(alone.problems[0].text, "n2 is silent, say n1");
+    assert_eq!((alone.nodes[1].round_trip_us, alone.nodes.len()), (None, 2));
+    let n2 = pair.start(2);
+    for of in [&n1, &n2] {
+        wait_for("a whole cluster", || status(of).health == api::WHOLE);
+    }
+    let whole = status(&n2);
+    assert_eq!(whole.problems, []);
+    assert_eq!(whole.nodes[1].state, "self");
+    assert!(whole.nodes[0].round_trip_us.is_some_and(|us| us > 0));
+    let offset_us = whole.nodes[0].clock_offset_us.unwrap();
+    assert!(offset_us.abs() < 1_000_000, "{offset_us}");
 }
 
 #[test]
