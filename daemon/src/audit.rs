@@ -53,6 +53,11 @@ pub enum Event {
     },
     /// The daemon was told to stop.
     Stopped,
+    /// The daemon was told to read its configuration and certificates again.
+    Reloaded {
+        /// `done`, or why not.
+        outcome: String,
+    },
     /// A node has proved who it is.
     NodeAdmitted {
         /// Who.
@@ -141,6 +146,7 @@ impl Event {
         if let Event::ConnectionRefused { why: text, .. }
         | Event::Migrate { outcome: text, .. }
         | Event::Arrival { outcome: text, .. }
+        | Event::Reloaded { outcome: text }
         | Event::Damaged { why: text, .. } = &mut self
         {
             text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));

@@ -216,6 +216,23 @@ impl Config {
         })
     }
 
+    /// Keys in which `new` differs and that take effect only when the daemon starts.
+    pub fn fixed_changes(&self, new: &Config) -> Vec<&'static str> {
+        let keys = [
+            ("node", self.node != new.node),
+            ("nodes", self.nodes != new.nodes),
+            (
+                "peer_dead_after_s",
+                self.peer_dead_after != new.peer_dead_after,
+            ),
+            ("socket", self.socket != new.socket),
+            ("audit", self.audit != new.audit),
+            ("plain_links", self.plain_links != new.plain_links),
+        ];
+        let changed = keys.into_iter().filter(|(_, differs)| *differs);
+        changed.map(|(key, _)| key).collect()
+    }
+
     /// The node with this number, if the cluster has it.
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.iter().find(|n| n.id == id)
@@ -293,6 +310,22 @@ mod tests {
             assert!(c.find(text).is_none(), "{text}");
         }
         assert_eq!(c.peers().count(), 1);
+    }
+
+    #[test]
+    fn what_only_a_start_changes_is_named() {
+        let (old, changed) = (parse(GOOD).unwrap(), |from: &str, to: &str| {
+            parse(&GOOD.replace(from, to)).unwrap()
+        });
+        assert_eq!(old.fixed_changes(&old), [""; 0]);
+        let log = changed("node = 2", "node = 2\nlog = \"debug\"");
+        assert_eq!(old.fixed_changes(&log), [""; 0]);
+        assert_eq!(
+            old.fixed_changes(&changed("\"one\"", "\"eins\"")),
+            ["nodes"]
+        );
+        let both = changed("node = 2", "node = 1\naudit = \"/a\"");
+        assert_eq!(old.fixed_changes(&both), ["node", "audit"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::audit::{self, Audit};
@@ -15,6 +16,7 @@ use crate::kmod::{Event, Kmod};
 use crate::net::{Net, Opened};
 use crate::peer::task::Waiting;
 use crate::peer::{Input, Peer};
+use crate::service::{self, Reload};
 use crate::stub::{self, Stubs};
 use crate::tls::Identity;
 use crate::{depart, kmod, proc, serve, tls};
@@ -59,7 +61,7 @@ pub enum Error {
 ///
 /// # Errors
 /// Why it cannot start. Once it runs, nothing ends it but a signal.
-pub async fn run(config: Config) -> Result<(), Error> {
+pub async fn run(config: Config, reload: Reload) -> Result<(), Error> {
     let config = Arc::new(config);
     // All that may be wrong with this node is found out before others hear of it.
     let identity = Identity::load(&config)?;
@@ -69,10 +71,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
     })?;
     let (module, events) = Kmod::open(config.node).await?;
     let socket = serve::listen(&config.socket)?;
-    let stop = stopped().map_err(|source| Error::System {
+    let unheard = |source| Error::System {
         what: "cannot wait for signals",
         source,
-    })?;
+    };
+    let stop = stopped().map_err(unheard)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(unheard)?;
 
     let stubs = Stubs::new(ssi::uapi::DEVICE).map_err(|source| Error::System {
         what: "cannot keep the stub in memory",
@@ -88,13 +92,25 @@ pub async fn run(config: Config) -> Result<(), Error> {
         stubs: Arc::clone(&stubs),
         audit: Arc::clone(&audit),
     };
-    start(config, identity, parts, events, socket).await?;
+    let net = start(Arc::clone(&config), identity, parts, events, socket).await?;
     tokio::spawn(async move {
         if let Err(e) = stub::reap(stubs).await {
             tracing::error!("children are not reaped: {e}");
         }
     });
-    stop.await;
+    tokio::spawn(service::watchdog());
+    service::ready(&config);
+    let on_hangup = async {
+        while hangup.recv().await.is_some() {
+            reload.reload(&config, &net, &audit);
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = stop => {}
+        () = on_hangup => {}
+    }
+    service::stopping();
     audit.close(audit::Event::Stopped);
     // The links stay with the module: a daemon that starts again finds every guest where it was.
     tracing::info!("stopped");
@@ -122,7 +138,7 @@ pub async fn start(
     parts: Parts,
     mut events: mpsc::Receiver<Event>,
     socket: UnixListener,
-) -> Result<Arc<Cluster>, Error> {
+) -> Result<Arc<Net>, Error> {
     let instance = depart::random().ok_or_else(|| Error::System {
         what: "no random numbers",
         source: io::Error::other("no entropy"),
@@ -155,7 +171,7 @@ pub async fn start(
     }
 
     let (sender, opened) = mpsc::channel(MAX_OPENED);
-    tokio::spawn(net.accept(listener, sender));
+    tokio::spawn(Arc::clone(&net).accept(listener, sender));
     tokio::spawn(dispatch(opened, Arc::clone(&cluster)));
     let on_event = Arc::clone(&cluster);
     tokio::spawn(async move {
@@ -166,7 +182,7 @@ pub async fn start(
     });
     tokio::spawn(serve::serve(socket, Arc::clone(&cluster)));
     tracing::info!(node = %config.node, port, "ready");
-    Ok(cluster)
+    Ok(net)
 }
 
 /// Gives accepted connections to the tasks of their peers.
@@ -180,7 +196,6 @@ async fn dispatch(mut opened: mpsc::Receiver<(ssi::id::NodeId, Opened)>, cluster
 
 /// Completes when the daemon is told to stop.
 fn stopped() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

@@ -23,6 +23,7 @@ pub mod peer;
 pub mod pki;
 pub mod proc;
 pub mod serve;
+pub mod service;
 pub mod session;
 pub mod stub;
 pub mod sys;

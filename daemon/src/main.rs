@@ -11,9 +11,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use ssid::config::{Config, DEFAULT_PATH};
+use ssid::service::{Reload, SetLog};
 use ssid::tls::Identity;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// Threads that wait for sockets and timers. Signs of life need one that nothing else holds up,
 /// so there are two even on one processor.
@@ -36,8 +37,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match prepare(&arguments) {
-        Ok(Some(config)) => config,
+    let (config, reload) = match prepare(&arguments) {
+        Ok(Some(prepared)) => prepared,
         Ok(None) => return ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e:#}");
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("cannot start the runtime")
-        .and_then(|r| Ok(r.block_on(ssid::daemon::run(config))?));
+        .and_then(|r| Ok(r.block_on(ssid::daemon::run(config, reload))?));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -59,8 +60,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// All that comes before the log: the configuration to run with, unless it was only to be checked.
-fn prepare(arguments: &Arguments) -> anyhow::Result<Option<Config>> {
+/// All that comes before the log: what to run with, unless that was only to be checked.
+fn prepare(arguments: &Arguments) -> anyhow::Result<Option<(Config, Reload)>> {
     if let Some(dir) = &arguments.man {
         man(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
         return Ok(None);
@@ -76,8 +77,11 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<Option<Config>> {
         );
         return Ok(None);
     }
-    log(&config)?;
-    Ok(Some(config))
+    let reload = Reload {
+        path: arguments.config.clone(),
+        set_log: log(&config)?,
+    };
+    Ok(Some((config, reload)))
 }
 
 /// Writes ssid(8), from the grammar of the arguments.
@@ -89,12 +93,16 @@ fn man(dir: &Path) -> std::io::Result<()> {
         .render(&mut page)
 }
 
-/// To the journal when the service manager reads it, else to stderr.
-fn log(config: &Config) -> anyhow::Result<()> {
-    let text = std::env::var("SSI_LOG").unwrap_or_else(|_| config.log.clone());
-    let filter =
-        EnvFilter::try_new(&text).with_context(|| format!("log: {text:?} is no log filter"))?;
-    let registry = tracing_subscriber::registry().with(filter);
+/// The filter meant by `text`, unless the environment names another.
+fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let text = std::env::var("SSI_LOG").unwrap_or_else(|_| text.to_owned());
+    EnvFilter::try_new(&text).with_context(|| format!("log: {text:?} is no log filter"))
+}
+
+/// To the journal when the service manager reads it, else to stderr. Returns what changes the filter.
+fn log(config: &Config) -> anyhow::Result<SetLog> {
+    let (filtered, handle) = reload::Layer::new(filter(&config.log)?);
+    let registry = tracing_subscriber::registry().with(filtered);
     if std::env::var_os("JOURNAL_STREAM").is_some()
         && let Ok(journal) = tracing_journald::layer()
     {
@@ -106,5 +114,8 @@ fn log(config: &Config) -> anyhow::Result<()> {
             .with_target(false);
         registry.with(stderr).init();
     }
-    Ok(())
+    Ok(Box::new(move |text| {
+        let new = filter(text).map_err(|e| format!("{e:#}"))?;
+        handle.reload(new).map_err(|e| e.to_string())
+    }))
 }

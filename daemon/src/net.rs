@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
@@ -138,7 +138,7 @@ impl Opened {
 #[derive(Debug)]
 pub struct Net {
     config: Arc<Config>,
-    identity: Identity,
+    identity: RwLock<Arc<Identity>>,
     instance: u64,
     audit: Arc<Audit>,
 }
@@ -165,10 +165,23 @@ impl Net {
     pub fn new(config: Arc<Config>, identity: Identity, instance: u64, audit: Arc<Audit>) -> Self {
         Self {
             config,
-            identity,
+            identity: RwLock::new(Arc::new(identity)),
             instance,
             audit,
         }
+    }
+
+    /// Proves who this node is with `identity` from now on. Connections that stand are not touched.
+    pub fn set_identity(&self, identity: Arc<Identity>) {
+        *self
+            .identity
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    fn identity(&self) -> Arc<Identity> {
+        let identity = self.identity.read();
+        Arc::clone(&identity.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Accounts for a connection to or from `addr`, once it is known what becomes of it.
@@ -228,7 +241,7 @@ impl Net {
         let stream = self.connect(peer).await?;
         Ok(Session::connect(
             stream,
-            Arc::clone(&self.identity.client),
+            Arc::clone(&self.identity().client),
             tls::server_name(peer.id),
         )
         .await?)
@@ -365,7 +378,7 @@ impl Net {
                 ));
             }
         }
-        let mut session = Session::accept(stream, Arc::clone(&self.identity.server)).await?;
+        let mut session = Session::accept(stream, Arc::clone(&self.identity().server)).await?;
         let preface: Preface = session.receive().await?;
         let (node, purpose) = self.admit(&preface)?;
         if !session

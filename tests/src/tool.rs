@@ -27,6 +27,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-mistakes", mistakes),
         Test::new("tool-audit", audit),
         Test::new("tool-status", status),
+        Test::new("tool-service", service),
         Test::new("pid-ranges", pid_ranges),
     ]
 }
@@ -336,6 +337,66 @@ fn status(cluster: &Cluster) -> Result<()> {
         text.evidence()
     );
     Ok(())
+}
+
+/// The daemon tells a service manager when it serves, that it lives, and when it ends; SIGHUP makes it read its files again.
+fn service(cluster: &Cluster) -> Result<()> {
+    const LOG: &str = "/tmp/ssid-service.log";
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N3)?;
+    // A service manager, as far as a daemon sees it.
+    let manager = "import os, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind('/tmp/notify')
+while True:
+    print(s.recv(4096).decode().replace('\\n', ' '), flush=True)";
+    cluster.sh(N3, "rm -f /tmp/notify /tmp/notified")?;
+    cluster.sh(
+        N3,
+        &format!("setsid python3 -c \"{manager}\" </dev/null >/tmp/notified 2>&1 & echo $! >/tmp/manager; for i in $(seq 100); do [ -S /tmp/notify ] && exit 0; sleep 0.1; done; exit 1"),
+    )?;
+    let told = |wanted: &str| {
+        eventually(Duration::from_secs(30), || {
+            let told = cluster.sh(N3, "cat /tmp/notified")?;
+            Ok((!told.contains(wanted)).then(|| format!("{wanted} was not told: {told}")))
+        })
+    };
+    let said = |wanted: &str| {
+        eventually(Duration::from_secs(30), || {
+            let log = cluster.sh(N3, &format!("cat {LOG}"))?;
+            Ok((!log.contains(wanted)).then(|| format!("{wanted:?} is not in its log: {log}")))
+        })
+    };
+    let body = || -> Result<()> {
+        cluster.stop_daemon(N3)?;
+        cluster.sh(
+            N3,
+            &format!("NOTIFY_SOCKET=/tmp/notify WATCHDOG_USEC=2000000 setsid ssid --config /etc/ssid/ssid.toml </dev/null >{LOG} 2>&1 &"),
+        )?;
+        told("READY=1")?;
+        told("WATCHDOG=1")?;
+        cluster.wait_linked(&cluster.nodes())?;
+        // What is wrong is said and changes nothing, what is right takes effect.
+        cluster.sh(N3, "cp /etc/ssid/ssid.toml /tmp/ssid.toml; echo 'colour = 1' >>/etc/ssid/ssid.toml; pkill -HUP -x ssid")?;
+        told("RELOADING=1")?;
+        said("colour")?;
+        cluster.sh(
+            N3,
+            "(echo 'log = \"debug\"'; cat /tmp/ssid.toml) >/etc/ssid/ssid.toml; pkill -HUP -x ssid",
+        )?;
+        said("read again")?;
+        said("DEBUG")?;
+        prove_runs(cluster, proc.pid(), "spin", N1, N3, Doing::Computing)?;
+        cluster.stop_daemon(N3)?;
+        told("STOPPING=1")
+    };
+    let result = body();
+    cluster.sh(N3, "[ -f /tmp/ssid.toml ] && mv /tmp/ssid.toml /etc/ssid/; kill $(cat /tmp/manager); pkill -x ssid; sleep 1; true")?;
+    cluster.start_daemon(N3)?;
+    result?;
+    cluster.wait_linked(&cluster.nodes())?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    proc.must_pass()
 }
 
 /// Wrong words are answered, not obeyed.

@@ -98,6 +98,7 @@ impl Channel for Notes {
 /// A running daemon.
 struct Running {
     _runtime: Runtime,
+    net: Arc<Net>,
     notes: Arc<Notes>,
     socket: PathBuf,
 }
@@ -138,7 +139,7 @@ impl Pair {
         });
         let module = Kmod::with(Arc::clone(&notes) as _);
         let socket = config.socket.clone();
-        runtime.block_on(async {
+        let net = runtime.block_on(async {
             let identity = Identity::load(&config).unwrap();
             let listener = serve::listen(&config.socket).unwrap();
             let stubs = Arc::new(Stubs::new("/dev/null").unwrap());
@@ -150,10 +151,11 @@ impl Pair {
             };
             start(Arc::new(config), identity, parts, events, listener)
                 .await
-                .unwrap();
+                .unwrap()
         });
         Running {
             _runtime: runtime,
+            net,
             notes,
             socket,
         }
@@ -245,6 +247,35 @@ fn the_state_of_a_cluster_is_that_of_all_its_nodes() {
     assert!(whole.nodes[0].round_trip_us.is_some_and(|us| us > 0));
     let offset_us = whole.nodes[0].clock_offset_us.unwrap();
     assert!(offset_us.abs() < 1_000_000, "{offset_us}");
+}
+
+#[test]
+fn another_certificate_is_used_for_the_next_connection() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
+    let stranger = Authority::new().identity(1);
+    n1.net.set_identity(Arc::new(stranger));
+    // What stands, stands.
+    assert_eq!(n1.state(2), "up");
+    let addrs = pair.addrs;
+    drop(n2);
+    let n2 = pair.start(2);
+    wait_for("a peer that turns us away", || n1.state(2) != "up");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_ne!(n1.state(2), "up");
+    let log = std::fs::read_dir(n2.socket.with_file_name("audit")).unwrap();
+    let log: String = log
+        .map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap())
+        .collect();
+    assert!(log.contains("connection-refused"), "{log}");
+    n1.net.set_identity(Arc::new(
+        Identity::load(&pair.authority.config(1, &addrs)).unwrap(),
+    ));
+    wait_for("both up again", || {
+        n1.state(2) == "up" && n2.state(1) == "up"
+    });
 }
 
 #[test]
