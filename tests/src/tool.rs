@@ -385,8 +385,9 @@ while True:
             "(echo 'log = \"debug\"'; cat /tmp/ssid.toml) >/etc/ssid/ssid.toml; pkill -HUP -x ssid",
         )?;
         said("read again")?;
-        said("DEBUG")?;
         prove_runs(cluster, proc.pid(), "spin", N1, N3, Doing::Computing)?;
+        hop(&proc, "spin", Doing::Computing, N1)?;
+        said("DEBUG")?;
         cluster.stop_daemon(N3)?;
         told("STOPPING=1")
     };
