@@ -172,12 +172,26 @@ impl Bench {
 
     /// Loads the module anew, with links of one kind and parameters.
     fn links(&self, tls: bool, parameters: &str) -> Result<()> {
-        let line = if tls { "" } else { "1i plain_links = true" };
+        const CONFIG: &str = "/etc/ssid/ssid.toml";
         for node in self.cluster.nodes() {
-            let script = format!("sed -i -e '/^plain_links/d' -e '{line}' /etc/ssid/ssid.toml");
-            self.cluster.sh(node, &script)?;
+            // In two steps: an insertion before a line that is deleted does not happen.
+            self.cluster
+                .sh(node, &format!("sed -i '/^plain_links/d' {CONFIG}"))?;
+            if !tls {
+                let script = format!("sed -i '1i plain_links = true' {CONFIG}");
+                self.cluster.sh(node, &script)?;
+            }
         }
-        self.cluster.reload(parameters)
+        self.cluster.reload(parameters)?;
+        let encrypted = self
+            .cluster
+            .sh(N1, "ss -tinH | grep -c tcp-ulp-tls; true")?;
+        ensure!(
+            (encrypted.trim() != "0") == tls,
+            "{encrypted} links are encrypted, and {} should be",
+            if tls { "all" } else { "none" }
+        );
+        Ok(())
     }
 
     /// Path of a program of tests/guest, on both nodes.
