@@ -30,7 +30,7 @@ use crate::wire::task::{
 };
 use crate::wire::{self, Class, Kind};
 use kernel::prelude::*;
-use kernel::rbtree::{RBTree, RBTreeNode};
+use kernel::rbtree::{RBTree, RBTreeNode, RBTreeNodeReservation};
 use kernel::sync::{new_spinlock, Arc, SpinLock, UniqueArc};
 use zerocopy::little_endian::{U32, U64};
 
@@ -374,26 +374,25 @@ impl Pager {
     /// Notes what a page holds, unless that is known. Returns whether it was not.
     fn put(&self, addr: u64, slot: Slot) -> Result<bool> {
         let has_data = matches!(slot, Slot::Data(_));
-        let mut slot = Some(slot);
-        let mut node = None;
+        let mut room = None;
         loop {
             let mut i = self.inner.lock();
             if has_data {
                 i.install.reserve(1, GFP_ATOMIC)?;
             }
-            match (i.slots.get_mut(&addr), slot.take()) {
-                (Some(old @ Slot::Asked), Some(new)) => *old = new,
-                (None, Some(new)) => {
-                    drop(i);
-                    node = Some(RBTreeNode::new(addr, new, GFP_KERNEL)?);
-                    continue;
+            match (i.slots.get_mut(&addr), room.take()) {
+                // It may have been asked for while the lock was not held.
+                (Some(old @ Slot::Asked), _) => *old = slot,
+                (Some(_), _) => return Ok(false),
+                (None, Some(room)) => {
+                    let room: RBTreeNodeReservation<u64, Slot> = room;
+                    i.slots.insert(room.into_node(addr, slot));
                 }
                 (None, None) => {
-                    if let Some(node) = node.take() {
-                        i.slots.insert(node);
-                    }
+                    drop(i);
+                    room = Some(RBTreeNodeReservation::new(GFP_KERNEL)?);
+                    continue;
                 }
-                _ => return Ok(false),
             }
             if has_data {
                 i.data += 1;
