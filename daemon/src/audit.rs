@@ -369,9 +369,6 @@ impl Writer {
 
     /// Writes and syncs records. Those that cannot be written are counted.
     fn write(&mut self, records: &[Record]) {
-        if records.is_empty() {
-            return;
-        }
         if let Err(e) = self.try_write(records) {
             if self.lost == 0 {
                 tracing::error!("audit log: {:#}", anyhow::Error::from(e));

@@ -122,6 +122,16 @@ pub fn hint(reason: Reason) -> &'static str {
     }
 }
 
+/// An error in words, with what it comes from.
+pub fn in_full(e: &(dyn std::error::Error + 'static)) -> String {
+    let (mut text, mut source) = (e.to_string(), e.source());
+    while let Some(s) = source {
+        text = format!("{text}: {s}");
+        source = s.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

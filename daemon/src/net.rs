@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::audit::{Audit, Event};
 use crate::config::{Config, Node};
+use crate::failure::in_full;
 use crate::msg::{self, Preface, Purpose};
 use crate::session::{self, Session};
 use crate::tls::{self, Identity};
@@ -84,16 +85,6 @@ impl Error {
             Error::Session(session::Error::Tls(_)) | Error::Version { .. } | Error::Stranger(_)
         )
     }
-}
-
-/// An error with what it comes from.
-fn describe(e: &Error) -> String {
-    let (mut text, mut e) = (e.to_string(), e as &dyn std::error::Error);
-    while let Some(source) = e.source() {
-        text = format!("{text}: {source}");
-        e = source;
-    }
-    text
 }
 
 /// What a connection is for, once that is known.
@@ -197,7 +188,7 @@ impl Net {
             Err(e) => Event::ConnectionRefused {
                 addr,
                 incoming,
-                why: describe(e),
+                why: in_full(e),
             },
         });
     }
@@ -348,7 +339,7 @@ impl Net {
                     }
                     Err(e) => {
                         net.account(from, true, Err(&e));
-                        tracing::warn!(%from, "connection refused: {}", describe(&e));
+                        tracing::warn!(%from, "connection refused: {}", in_full(&e));
                     }
                 }
                 drop(permit);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use ssid::api::{self, ErrorParameters, INTERFACE};
+use ssid::failure::in_full;
 use ssid::varlink;
 
 use crate::out;
@@ -41,13 +42,7 @@ impl Fail {
 
     /// An error with no status of its own.
     pub(crate) fn other(e: &(dyn std::error::Error + 'static)) -> Self {
-        let mut message = e.to_string();
-        let mut source = e.source();
-        while let Some(s) = source {
-            message = format!("{message}: {s}");
-            source = s.source();
-        }
-        Self::new(FAILED, message, "")
+        Self::new(FAILED, in_full(e), "")
     }
 
     /// A check that came out badly.
