@@ -2,6 +2,8 @@
 
 //! The Varlink interface of the daemon, `io.unum.Cluster`: what `ssictl` and others may ask.
 
+pub mod govern;
+
 use serde::{Deserialize, Serialize};
 
 /// Name of the interface.
@@ -143,6 +145,10 @@ pub struct Node {
     pub addr: String,
     /// `self`, `up`, `linking`, `silent` or `dead`, as the node that answers sees it.
     pub state: String,
+    /// `leader`, `voter` or `learner`; empty as long as that is not known.
+    pub role: String,
+    /// Whether nothing new moves there.
+    pub cordoned: bool,
 }
 
 /// Answer of `Status`.
@@ -150,6 +156,9 @@ pub struct Node {
 pub struct StatusReply {
     /// `whole`, or `degraded` when there are problems.
     pub health: String,
+    /// The node that leads, if one is known to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<u32>,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// The nodes in the order of their numbers.

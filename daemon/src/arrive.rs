@@ -3,7 +3,8 @@
 //! Migrations at their target: making ready, and forgetting what does not come.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ssi::id::NodeId;
@@ -12,6 +13,7 @@ use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
 use tokio::time::Instant;
 
 use crate::core::expect::{Arrival, Expected};
+use crate::core::policy::Policy;
 use crate::digest::Digests;
 use crate::failure::Failure;
 use crate::kmod::Kmod;
@@ -40,6 +42,9 @@ pub struct Arrivals {
     digests: Arc<Digests>,
     stubs: Arc<Stubs>,
     expected: Mutex<Expected>,
+    policy: RwLock<Policy>,
+    cordoned: AtomicBool,
+    isolated: AtomicBool,
 }
 
 impl Arrivals {
@@ -51,6 +56,9 @@ impl Arrivals {
             digests,
             stubs,
             expected: Mutex::default(),
+            policy: RwLock::default(),
+            cordoned: AtomicBool::default(),
+            isolated: AtomicBool::default(),
         })
     }
 
@@ -76,6 +84,7 @@ impl Arrivals {
             dirs,
             monotonic_ns,
             boottime_ns,
+            uids,
         } = request;
         // At once: every moment from here on its clocks would lag behind.
         let clocks = proc::Clocks {
@@ -84,6 +93,7 @@ impl Arrivals {
         };
         let offsets = clocks.offsets_from(&proc::Clocks::now());
         let home = check(pid, home, &files, &dirs)?;
+        self.may_come(home, &uids)?;
         let records = self.module.processes().await.map_err(|e| {
             Failure::refused(
                 Reason::TargetRefused,
@@ -127,6 +137,48 @@ impl Arrivals {
             arrivals.settle(token).await;
         });
         Ok(Prepared { equal })
+    }
+
+    /// Whether a process with that home and those user ids may be here.
+    ///
+    /// # Errors
+    /// A refusal that says why not.
+    pub fn may_come(&self, home: NodeId, uids: &[u32]) -> Result<(), Failure> {
+        if self.isolated.load(Ordering::Relaxed) {
+            return Err(Failure::refused(
+                Reason::NoMajority,
+                format!("{} is cut off", self.own),
+            ));
+        }
+        if home != self.own && self.cordoned.load(Ordering::Relaxed) {
+            return Err(Failure::refused(
+                Reason::NotHosted,
+                format!("{} is cordoned", self.own),
+            ));
+        }
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        match policy.refuses(uids) {
+            Some(why) if home != self.own => Err(Failure::refused(
+                Reason::NotHosted,
+                format!("{}: {why}", self.own),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether processes of other nodes are refused, whatever the policy says.
+    pub fn set_cordoned(&self, cordoned: bool) {
+        self.cordoned.store(cordoned, Ordering::Relaxed);
+    }
+
+    /// Whether this node hears of no majority: then nothing comes here, not even what is its own.
+    pub fn set_isolated(&self, isolated: bool) {
+        self.isolated.store(isolated, Ordering::Relaxed);
+    }
+
+    /// Decides by `policy` from now on. Guests that are here stay.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Drops the notes of those that have come, and gives up an earlier arrival of `pid`: nobody

@@ -5,31 +5,38 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use ssi::id::NodeId;
-use ssi::uapi::{ProcRecord, Reason, STATE_AWAY, STATE_GUEST};
-use tokio::task::JoinSet;
+use ssi::uapi::Reason;
 
 use crate::arrive::Arrivals;
 use crate::audit::{self, Audit};
-use crate::config::{Config, Node};
-use crate::core::health::{Clock, View};
+use crate::config::Node;
+use crate::core::health::View;
 use crate::core::liveness::State;
 use crate::core::migrate::Phase;
+use crate::core::policy::Policy;
 use crate::core::route::{MAX_HOPS, Route, route};
+use crate::council::Council;
 use crate::daemon::Parts;
 use crate::depart::{Departures, Order, failure};
 use crate::digest::Digests;
 use crate::failure::Failure;
-use crate::kmod::{Event, Kmod};
+use crate::kmod::{self, Event, Kmod};
 use crate::msg::{
-    self, Answer, Done, Failed, List, Look, Migrate, Migrated, Movable, Place, Process, Processes,
-    Request, Seen, SeenNode,
+    self, Answer, Done, Failed, Host, List, Look, Migrate, Migrated, Movable, Place, Process,
+    Processes, Request, Seen, SeenNode,
 };
-use crate::peer::{self, Input, Peer, Replies, Service};
+use crate::net::Net;
+use crate::peer::task::Waiting;
+use crate::peer::{Input, Peer, Replies, Service};
 use crate::proc;
+use crate::roster::Roster;
+use crate::survey;
+use crate::user::User;
 
 /// Longest wait for a list or a verdict of another node.
 const ASK_IN: Duration = Duration::from_secs(10);
@@ -41,12 +48,14 @@ const MIGRATE_IN: Duration = Duration::from_secs(900);
 /// The cluster, seen from this node.
 #[derive(Debug)]
 pub struct Cluster {
-    config: Arc<Config>,
+    net: Arc<Net>,
+    dead_after: Duration,
     module: Kmod,
-    peers: BTreeMap<NodeId, Peer>,
     departures: Departures,
     arrivals: Arc<Arrivals>,
     audit: Arc<Audit>,
+    council: OnceLock<Arc<Council>>,
+    isolated: AtomicBool,
 }
 
 /// What a move or a question about one is about.
@@ -55,17 +64,17 @@ pub struct About {
     /// The process.
     pub pid: u32,
     /// Who asks.
-    pub uid: u32,
+    pub user: User,
     /// How often the question may be passed on.
     pub hops: u32,
 }
 
 impl About {
     /// Asked on this node.
-    pub fn new(pid: u32, uid: u32) -> Self {
+    pub fn new(pid: u32, user: User) -> Self {
         Self {
             pid,
-            uid,
+            user,
             hops: MAX_HOPS,
         }
     }
@@ -75,27 +84,98 @@ impl About {
 pub type OnPhase<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 impl Cluster {
-    /// With these peers.
-    pub fn new(config: Arc<Config>, parts: Parts, peers: Vec<Peer>) -> Arc<Self> {
+    /// With this node alone; a peer that is silent for `dead_after` is declared dead.
+    pub fn new(net: Arc<Net>, dead_after: Duration, parts: Parts) -> Arc<Self> {
         let Parts {
             module,
             stubs,
             audit,
+            facts: _,
         } = parts;
         let digests = Arc::<Digests>::default();
         Arc::new(Self {
             departures: Departures::new(module.clone(), Arc::clone(&digests)),
-            arrivals: Arrivals::new(config.node, module.clone(), digests, stubs),
-            peers: peers.into_iter().map(|p| (p.node, p)).collect(),
-            config,
+            arrivals: Arrivals::new(net.roster().own(), module.clone(), digests, stubs),
+            net,
+            dead_after,
             module,
             audit,
+            council: OnceLock::new(),
+            isolated: AtomicBool::default(),
         })
     }
 
-    /// The peer with this number.
-    pub fn peer(&self, node: NodeId) -> Option<&Peer> {
-        self.peers.get(&node)
+    /// Takes part in governing by `council` from now on.
+    pub fn set_council(&self, council: Arc<Council>) {
+        drop(self.council.set(council));
+    }
+
+    /// This node's part in governing.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] while the node has only begun to start.
+    pub fn council(&self) -> Result<&Arc<Council>, Failure> {
+        let begins = || Failure::Unavailable(format!("{} has only begun to start", self.own()));
+        self.council.get().ok_or_else(begins)
+    }
+
+    /// Where this node accounts for what it does.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Fences this node off, or lets it work again: while it hears of no majority it moves nothing and
+    /// hosts nothing, and all that it has to do with other nodes ends as if they were dead.
+    pub async fn set_isolated(&self, isolated: bool) {
+        self.isolated.store(isolated, Ordering::Relaxed);
+        self.arrivals.set_isolated(isolated);
+        self.audit.record(audit::Event::Isolated { isolated });
+        for peer in self.roster().peers() {
+            peer.tell(Input::Fenced(isolated)).await;
+        }
+    }
+
+    /// Whether nothing of others should move here any more.
+    pub fn set_cordoned(&self, cordoned: bool) {
+        self.arrivals.set_cordoned(cordoned);
+    }
+
+    /// What connects this node with the others.
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Who is in it.
+    pub fn roster(&self) -> &Roster {
+        self.net.roster()
+    }
+
+    /// Another node is in: it is connected to from now on. Nothing happens if it was.
+    pub fn enter(self: &Arc<Self>, node: Node) {
+        let waiting = Waiting::new(node.clone());
+        let is_fenced = self.isolated.load(Ordering::Relaxed);
+        if self.roster().enter(node, waiting.handle()) {
+            waiting.start(
+                self.own(),
+                self.dead_after,
+                Arc::clone(&self.net),
+                self.module.clone(),
+                Arc::clone(self) as _,
+                is_fenced,
+            );
+        }
+    }
+
+    /// Another node is out: it is dead for good. Nothing happens if it was not in.
+    pub async fn leave(&self, node: NodeId) {
+        if let Some(peer) = self.roster().leave(node) {
+            peer.tell(Input::Removed).await;
+        }
+    }
+
+    /// Hosts the processes that `policy` lets come, from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.arrivals.set_policy(policy);
     }
 
     /// The node meant by `text`.
@@ -103,23 +183,14 @@ impl Cluster {
     /// # Errors
     /// [`Failure::NoNode`].
     pub fn find(&self, text: &str) -> Result<NodeId, Failure> {
-        self.config
+        self.roster()
             .find(text)
-            .map(|n| n.id)
             .ok_or_else(|| Failure::NoNode(text.to_owned()))
     }
 
     /// This node.
     pub fn own(&self) -> NodeId {
-        self.config.node
-    }
-
-    /// All nodes and what is thought of them; `None` for this one.
-    pub fn nodes(&self) -> impl Iterator<Item = (&Node, Option<&'static str>)> {
-        self.config
-            .nodes
-            .iter()
-            .map(|n| (n, self.peers.get(&n.id).map(Peer::state_name)))
+        self.roster().own()
     }
 
     async fn route(&self, pid: u32) -> Result<Route, Failure> {
@@ -132,7 +203,7 @@ impl Cluster {
     }
 
     /// The peer to pass a question on to.
-    fn next(&self, about: About, node: NodeId) -> Result<&Peer, Failure> {
+    fn next(&self, about: About, node: NodeId) -> Result<Peer, Failure> {
         if about.hops == 0 {
             return Err(Failure::Unavailable(format!(
                 "process {} moves about too much to be found",
@@ -140,7 +211,9 @@ impl Cluster {
             )));
         }
         // A number of a node that the cluster does not have is nobody's.
-        self.peer(node).ok_or(Failure::NoProcess(about.pid))
+        self.roster()
+            .peer(node)
+            .ok_or(Failure::NoProcess(about.pid))
     }
 
     /// Checks that the process may be moved by the one who asks.
@@ -148,7 +221,7 @@ impl Cluster {
         if !proc::exists(about.pid) {
             return Err(Failure::NoProcess(about.pid));
         }
-        if about.uid == 0 || proc::belongs_to(about.pid, about.uid) {
+        if about.user.is_admin || proc::belongs_to(about.pid, about.user.uid) {
             Ok(())
         } else {
             Err(Failure::NotPermitted(about.pid))
@@ -173,7 +246,8 @@ impl Cluster {
                 let request = Migrate {
                     pid: about.pid,
                     to: to.get().into(),
-                    uid: about.uid,
+                    uid: about.user.uid,
+                    is_admin: about.user.is_admin,
                     hops: about.hops - 1,
                     wait,
                 };
@@ -207,11 +281,8 @@ impl Cluster {
         self.audit.record(audit::Event::Migrate {
             pid: about.pid,
             to: to.get(),
-            uid: about.uid,
-            outcome: match &result {
-                Ok(_) => audit::MOVED.to_owned(),
-                Err(f) => f.to_string(),
-            },
+            uid: about.user.uid,
+            outcome: outcome(&result, audit::MOVED),
         });
         result
     }
@@ -236,7 +307,7 @@ impl Cluster {
         };
         let result = self
             .departures
-            .migrate(order, target, &|phase: Phase| on_phase(phase.name()))
+            .migrate(order, &target, &|phase: Phase| on_phase(phase.name()))
             .await;
         match &result {
             Ok(m) => tracing::info!(pid, %to, downtime_us = m.committed_us, "process moved"),
@@ -247,12 +318,19 @@ impl Cluster {
 
     /// Whether a process that runs here may go to `to`, as far as that can be told without the
     /// module.
-    fn may_go(&self, about: About, to: NodeId) -> Result<&Peer, Failure> {
+    fn may_go(&self, about: About, to: NodeId) -> Result<Peer, Failure> {
         self.permitted(about)?;
+        if self.isolated.load(Ordering::Relaxed) {
+            return Err(Failure::refused(
+                Reason::NoMajority,
+                format!("{} is cut off", self.own()),
+            ));
+        }
         if to == self.own() {
             return Err(Failure::refused(Reason::AlreadyThere, ""));
         }
         let target = self
+            .roster()
             .peer(to)
             .ok_or_else(|| Failure::NoNode(to.to_string()))?;
         if target.state() != State::Up {
@@ -271,14 +349,21 @@ impl Cluster {
     pub async fn why(&self, about: About, to: Option<NodeId>) -> Result<NodeId, Failure> {
         match self.route(about.pid).await? {
             Route::Here => {
-                match to {
-                    Some(to) => drop(self.may_go(about, to)?),
-                    None => self.permitted(about)?,
-                }
+                let target = match to {
+                    Some(to) => Some(self.may_go(about, to)?),
+                    None => self.permitted(about).map(|()| None)?,
+                };
                 self.module
                     .why(about.pid)
                     .await
                     .map_err(|e| failure(about.pid, e))?;
+                if let (Some(target), Some(home)) = (target, NodeId::of_pid(about.pid)) {
+                    let request = Host {
+                        home: home.get().into(),
+                        uids: proc::uids(about.pid),
+                    };
+                    target.ask_once(Request::Host(request), ASK_IN).await?;
+                }
                 Ok(self.own())
             }
             Route::Node(node) => {
@@ -286,7 +371,8 @@ impl Cluster {
                 let request = Migrate {
                     pid: about.pid,
                     to: to.map_or(0, |n| n.get().into()),
-                    uid: about.uid,
+                    uid: about.user.uid,
+                    is_admin: about.user.is_admin,
                     hops: about.hops - 1,
                     wait: false,
                 };
@@ -302,6 +388,14 @@ impl Cluster {
         }
     }
 
+    /// The counters of this node's module, by name.
+    ///
+    /// # Errors
+    /// What the module says.
+    pub async fn stats(&self) -> Result<Vec<(&'static str, u64)>, kmod::Error> {
+        self.module.stats().await
+    }
+
     /// The processes that run here or were created here.
     ///
     /// # Errors
@@ -312,7 +406,7 @@ impl Cluster {
         let local = tokio::task::spawn_blocking(move || proc::local_processes(own))
             .await
             .unwrap_or_default();
-        let mut all: Vec<Process> = records.iter().map(from_record).collect();
+        let mut all: Vec<Process> = records.iter().map(survey::from_record).collect();
         for p in local {
             if !records.iter().any(|r| r.pid.get() == p.pid) {
                 let mut row = Process {
@@ -336,74 +430,36 @@ impl Cluster {
     /// # Errors
     /// When not even this node's module can be asked.
     pub async fn list(&self) -> Result<(Vec<Process>, Vec<NodeId>), Failure> {
-        let mut asked = JoinSet::new();
-        for peer in self.peers.values().cloned() {
-            asked.spawn(async move {
-                let answer = match peer.state() {
-                    State::Dead => Err(Failure::unreachable(peer.node)),
-                    _ => peer.ask_once(Request::List(List {}), ASK_IN).await,
-                };
-                (peer.node, answer)
-            });
-        }
-        let mut rows = self.list_own().await?;
-        let mut missing = Vec::new();
-        while let Some(joined) = asked.join_next().await {
-            match joined {
-                Ok((_, Ok(Answer::Processes(p)))) => rows.extend(p.processes),
-                Ok((node, _)) => missing.push(node),
-                Err(e) => tracing::error!("a list failed: {e}"),
-            }
-        }
-        missing.sort();
-        Ok((merge(rows), missing))
+        let request = Request::List(List {});
+        let others = survey::ask_all(self.roster(), &request, ASK_IN);
+        let (own, others) = tokio::join!(self.list_own(), others);
+        Ok(survey::processes(own?, others))
     }
 
     /// What all nodes say of each other; no view of those that do not answer.
     pub async fn look(&self) -> BTreeMap<NodeId, Option<View>> {
-        let mut asked = JoinSet::new();
-        for peer in self.peers.values().cloned() {
-            asked.spawn(async move {
-                let (at_ns, start) = (realtime_ns(), Instant::now());
-                let answer = match peer.state() {
-                    State::Dead => None,
-                    _ => peer.ask_once(Request::Look(Look {}), LOOK_IN).await.ok(),
-                };
-                let round_trip_ns = nanos(start.elapsed());
-                let view = match answer {
-                    Some(Answer::Seen(s)) => Some(View {
-                        clock: Some(Clock::measured(at_ns, s.realtime_ns, round_trip_ns)),
-                        states: states(s.nodes),
-                    }),
-                    _ => None,
-                };
-                (peer.node, view)
-            });
-        }
-        let mut views: BTreeMap<_, _> = self.config.nodes.iter().map(|n| (n.id, None)).collect();
+        let others = survey::ask_all(self.roster(), &Request::Look(Look {}), LOOK_IN).await;
+        let mut views: BTreeMap<_, _> = others
+            .into_iter()
+            .map(|(node, asked)| (node, asked.and_then(survey::view)))
+            .collect();
         let own = View {
-            states: states(self.seen().nodes),
+            states: survey::states(self.seen().nodes),
             clock: None,
         };
         views.insert(self.own(), Some(own));
-        while let Some(joined) = asked.join_next().await {
-            match joined {
-                Ok((node, view)) => drop(views.insert(node, view)),
-                Err(e) => tracing::error!("a look failed: {e}"),
-            }
-        }
         views
     }
 
     /// What this node thinks of the others.
     fn seen(&self) -> Seen {
-        let nodes = self.peers.values().map(|p| SeenNode {
+        let nodes = self.roster().peers().into_iter().map(|p| SeenNode {
             node: p.node.get().into(),
             state: p.state_name().to_owned(),
         });
         Seen {
             nodes: nodes.collect(),
-            realtime_ns: realtime_ns(),
+            realtime_ns: survey::realtime_ns(),
         }
     }
 
@@ -423,7 +479,7 @@ impl Cluster {
             Event::Lost => {
                 tracing::warn!("events of the module were lost");
                 self.departures.doubt();
-                for peer in self.peers.values() {
+                for peer in self.roster().peers() {
                     // One that stands is only replaced.
                     for class in ssi::wire::Class::ALL {
                         peer.tell(Input::LinkWorn(class)).await;
@@ -434,7 +490,7 @@ impl Cluster {
     }
 
     async fn tell(&self, peer: NodeId, input: Input) {
-        if let Some(peer) = self.peer(peer) {
+        if let Some(peer) = self.roster().peer(peer) {
             peer.tell(input).await;
         }
     }
@@ -448,10 +504,7 @@ impl Cluster {
                 self.audit.record(audit::Event::Arrival {
                     pid,
                     from: from.get(),
-                    outcome: match &answer {
-                        Ok(_) => audit::READY.to_owned(),
-                        Err(f) => f.to_string(),
-                    },
+                    outcome: outcome(&answer, audit::READY),
                 });
                 let answer = answer.unwrap_or_else(|f| Answer::Failed(Failed::from(&f)));
                 // Who asked on a connection that is gone has given up: nothing will come.
@@ -464,6 +517,22 @@ impl Cluster {
                 self.arrivals.cancel(from, c.token).await;
                 Ok(Answer::Done(Done {}))
             }
+            Request::Host(h) => match msg::node(h.home) {
+                None => Err(Failure::NoNode(h.home.to_string())),
+                Some(home) => self
+                    .arrivals
+                    .may_come(home, &h.uids)
+                    .map(|()| Answer::Done(Done {})),
+            },
+            Request::Agree(_)
+            | Request::Admit(_)
+            | Request::Certify(_)
+            | Request::TakeSeal(_)
+            | Request::Retire(_)
+            | Request::Rotate(_) => match self.council() {
+                Ok(council) => council.serve(from, request).await,
+                Err(f) => Err(f),
+            },
             Request::Look(_) => Ok(Answer::Seen(self.seen())),
             Request::List(_) => self
                 .list_own()
@@ -487,29 +556,21 @@ impl Cluster {
     }
 }
 
-/// What a peer says of the others, as far as it can be true.
-fn states(nodes: Vec<SeenNode>) -> BTreeMap<NodeId, String> {
-    let known = |s: SeenNode| {
-        let state = peer::STATES.into_iter().find(|w| *w == s.state)?;
-        Some((msg::node(s.node)?, state.to_owned()))
-    };
-    nodes.into_iter().filter_map(known).collect()
-}
-
-fn nanos(t: Duration) -> i64 {
-    i64::try_from(t.as_nanos()).unwrap_or(i64::MAX)
-}
-
-fn realtime_ns() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, nanos)
+/// What came of something, in the words of the audit log.
+fn outcome<T>(result: &Result<T, Failure>, done: &str) -> String {
+    match result {
+        Ok(_) => done.to_owned(),
+        Err(f) => f.to_string(),
+    }
 }
 
 fn about(m: &Migrate) -> About {
     About {
         pid: m.pid,
-        uid: m.uid,
+        user: User {
+            uid: m.uid,
+            is_admin: m.is_admin,
+        },
         hops: m.hops.min(MAX_HOPS),
     }
 }
@@ -528,89 +589,5 @@ impl Service for Cluster {
         self.audit
             .record(audit::Event::NodeDead { peer: node.get() });
         Box::pin(async move { self.arrivals.died(node).await })
-    }
-}
-
-fn from_record(r: &ProcRecord) -> Process {
-    let comm = r.comm.split(|b| *b == 0).next().unwrap_or_default();
-    let mut row = Process {
-        pid: r.pid.get(),
-        node: r.node.get().into(),
-        home: r.home.get().into(),
-        forwarded: r.forwarded.get(),
-        threads: r.threads.get().into(),
-        missing_pages: r.missing_pages.get(),
-        comm: String::from_utf8_lossy(comm).into_owned(),
-        ..Process::default()
-    };
-    row.set_place(match r.state.get() {
-        STATE_AWAY => Place::Away,
-        STATE_GUEST => Place::Guest,
-        _ => Place::Moving,
-    });
-    row
-}
-
-/// One row for each process: the word of the node that runs it counts, with what others add.
-fn merge(rows: Vec<Process>) -> Vec<Process> {
-    let weight = |p: &Process| match p.place() {
-        Place::Guest => 4,
-        Place::Home => 3,
-        Place::Moving => 2,
-        Place::Away => 1,
-        Place::Unknown => 0,
-    };
-    let mut all: BTreeMap<u32, Process> = BTreeMap::new();
-    for row in rows {
-        let other = match all.remove(&row.pid) {
-            None => {
-                all.insert(row.pid, row);
-                continue;
-            }
-            Some(other) => other,
-        };
-        let (mut best, rest) = if weight(&row) > weight(&other) {
-            (row, other)
-        } else {
-            (other, row)
-        };
-        best.forwarded = best.forwarded.max(rest.forwarded);
-        best.missing_pages = best.missing_pages.max(rest.missing_pages);
-        best.threads = best.threads.max(rest.threads);
-        if best.comm.is_empty() {
-            best.comm = rest.comm;
-        }
-        all.insert(best.pid, best);
-    }
-    all.into_values().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(pid: u32, node: u32, place: Place, forwarded: u64) -> Process {
-        let mut p = Process {
-            pid,
-            node,
-            home: 1,
-            forwarded,
-            ..Process::default()
-        };
-        p.set_place(place);
-        p
-    }
-
-    #[test]
-    fn a_process_known_to_two_nodes_is_listed_once() {
-        let rows = merge(vec![
-            row(9, 2, Place::Away, 7),
-            row(5, 1, Place::Home, 0),
-            row(9, 2, Place::Guest, 3),
-            row(7, 3, Place::Away, 1),
-        ]);
-        assert_eq!(rows.iter().map(|r| r.pid).collect::<Vec<_>>(), [5, 7, 9]);
-        assert_eq!((rows[2].place(), rows[2].forwarded), (Place::Guest, 7));
-        assert_eq!(rows[1].place(), Place::Away);
     }
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The configuration file, `/etc/ssid/ssid.toml`.
+//! The configuration file, `/etc/ssid/ssid.toml`. Every key has a default; without a file at the default
+//! place, all do. Who is in the cluster is not configured: the nodes agree on it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,13 +12,24 @@ use serde::Deserialize;
 use ssi::id::NodeId;
 
 use crate::audit;
+use crate::core::policy::{self, Policy};
+use crate::metrics;
 
 /// Where the daemon looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/ssid/ssid.toml";
 /// Where tools find the daemon.
 pub const DEFAULT_SOCKET: &str = "/run/ssid/io.unum.Cluster";
+/// What goes to the log. The library that agrees tells in detail what it does, and warns of every node
+/// that does not answer.
+pub const DEFAULT_LOG: &str = "info,openraft=error";
+/// Where the daemon keeps what must outlive it.
+pub const DEFAULT_STATE: &str = "/var/lib/ssid";
 /// TCP port of the daemons.
 pub const DEFAULT_PORT: u16 = 7400;
+/// Shortest life of a certificate.
+const MIN_CERTIFICATE_S: u64 = 60;
+/// Longest life of a certificate.
+const MAX_CERTIFICATE_S: u64 = 366 * 24 * 3600;
 /// Shortest silence that may be taken for death.
 const MIN_DEAD_AFTER_S: u64 = 3;
 /// Longest silence that may be taken for death.
@@ -52,49 +65,73 @@ pub enum Error {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 struct File {
-    node: u16,
-    #[serde(default = "default_port")]
+    state: PathBuf,
     port: u16,
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-    #[serde(default = "default_dead_after")]
     peer_dead_after_s: u64,
-    #[serde(default = "default_socket")]
+    certificate_life_s: u64,
     socket: PathBuf,
-    #[serde(default = "default_log")]
     log: String,
-    #[serde(default = "default_audit")]
     audit: PathBuf,
-    #[serde(default)]
+    metrics: String,
+    guests: Guests,
     plain_links: bool,
-    nodes: Vec<FileNode>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            state: DEFAULT_STATE.into(),
+            port: DEFAULT_PORT,
+            peer_dead_after_s: 10,
+            certificate_life_s: 7 * 24 * 3600,
+            socket: DEFAULT_SOCKET.into(),
+            log: DEFAULT_LOG.to_owned(),
+            audit: audit::DEFAULT_PATH.into(),
+            metrics: metrics::DEFAULT_LISTEN.to_owned(),
+            guests: Guests::default(),
+            plain_links: false,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileNode {
-    id: u16,
-    name: Option<String>,
-    addr: String,
+#[serde(deny_unknown_fields, default)]
+struct Guests {
+    host: bool,
+    root: bool,
+    uids: Option<Vec<String>>,
 }
 
-fn default_port() -> u16 {
-    DEFAULT_PORT
+impl Default for Guests {
+    fn default() -> Self {
+        let Policy { host, root, .. } = Policy::default();
+        let uids = None;
+        Self { host, root, uids }
+    }
 }
-fn default_dead_after() -> u64 {
-    10
-}
-fn default_socket() -> PathBuf {
-    DEFAULT_SOCKET.into()
-}
-fn default_log() -> String {
-    "info".to_owned()
-}
-fn default_audit() -> PathBuf {
-    audit::DEFAULT_PATH.into()
+
+impl Guests {
+    fn policy(self) -> Result<Policy, String> {
+        let uids = match self.uids {
+            None => Vec::new(),
+            Some(list) if list.is_empty() => {
+                return Err("guests: uids is empty: leave it out, or say host = false".to_owned());
+            }
+            Some(list) => {
+                let ranges = list.iter().map(|text| policy::range(text));
+                ranges
+                    .collect::<Result<_, _>>()
+                    .map_err(|e| format!("guests: {e}"))?
+            }
+        };
+        Ok(Policy {
+            host: self.host,
+            root: self.root,
+            uids,
+        })
+    }
 }
 
 /// One machine of the cluster.
@@ -111,38 +148,43 @@ pub struct Node {
 /// What the daemon runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node.
-    pub node: NodeId,
-    /// All nodes, this one too, in the order of their numbers.
-    pub nodes: Vec<Node>,
-    /// Certificate of the cluster's authority.
-    pub ca: PathBuf,
-    /// This node's certificate.
-    pub cert: PathBuf,
-    /// This node's private key.
-    pub key: PathBuf,
+    /// Directory of what must outlive the daemon: its place in the cluster, keys, what is agreed on.
+    pub state: PathBuf,
+    /// TCP port for other daemons.
+    pub port: u16,
     /// Silence after which a peer is declared dead.
     pub peer_dead_after: Duration,
+    /// Life of the certificates this node makes for others.
+    pub certificate_life: Duration,
     /// The socket tools connect to.
     pub socket: PathBuf,
     /// Filter for the log, as `RUST_LOG`.
     pub log: String,
     /// Directory of the audit log.
     pub audit: PathBuf,
+    /// Where monitoring asks over HTTP; nowhere if `None`.
+    pub metrics: Option<SocketAddr>,
+    /// Whose processes this node hosts.
+    pub guests: Policy,
     /// Links between the modules without TLS: a build for measurements only.
     pub plain_links: bool,
 }
 
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path`; without one at the default path, all has its default.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+                String::new()
+            }
+            text => text.map_err(|source| Error::Read {
+                path: path.to_owned(),
+                source,
+            })?,
+        };
         Self::parse(path, &text)
     }
 
@@ -162,56 +204,41 @@ impl Config {
     }
 
     fn check(file: File) -> Result<Self, String> {
-        let node = node_id(file.node)?;
-        if !(MIN_DEAD_AFTER_S..=MAX_DEAD_AFTER_S).contains(&file.peer_dead_after_s) {
-            return Err(format!(
-                "peer_dead_after_s is {}, not within {MIN_DEAD_AFTER_S} to {MAX_DEAD_AFTER_S}",
-                file.peer_dead_after_s
-            ));
+        let within = |key: &str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(Duration::from_secs(value))
+            } else {
+                Err(format!("{key} is {value}, not within {least} to {most}"))
+            }
+        };
+        if file.port == 0 {
+            return Err("port is 0, which is no port".to_owned());
         }
         if file.plain_links && !cfg!(feature = "bench") {
             return Err(
                 "plain_links needs a daemon built for measurements (feature `bench`)".to_owned(),
             );
         }
-        let mut nodes: Vec<Node> = Vec::new();
-        for n in file.nodes {
-            let id = node_id(n.id)?;
-            let name = n.name.unwrap_or_else(|| id.to_string());
-            if name.is_empty() || name.parse::<u16>().is_ok() {
-                return Err(format!("node {}: the name {name:?} is no name", n.id));
-            }
-            let addr = address(&n.addr, file.port)
-                .ok_or_else(|| format!("node {}: {:?} is no IP address", n.id, n.addr))?;
-            if nodes.iter().any(|o| o.id == id) {
-                return Err(format!("node {} is there twice", n.id));
-            }
-            if let Some(other) = nodes.iter().find(|o| o.name == name || o.addr == addr) {
-                return Err(format!(
-                    "nodes {} and {} have the same name or address",
-                    other.id.get(),
-                    n.id
-                ));
-            }
-            nodes.push(Node { id, name, addr });
-        }
-        nodes.sort_by_key(|n| n.id);
-        if !nodes.iter().any(|n| n.id == node) {
-            return Err(format!(
-                "this node, {}, is not in the list of nodes",
-                node.get()
-            ));
-        }
         Ok(Self {
-            node,
-            nodes,
-            ca: file.ca,
-            cert: file.cert,
-            key: file.key,
-            peer_dead_after: Duration::from_secs(file.peer_dead_after_s),
+            state: file.state,
+            port: file.port,
+            peer_dead_after: within(
+                "peer_dead_after_s",
+                file.peer_dead_after_s,
+                MIN_DEAD_AFTER_S,
+                MAX_DEAD_AFTER_S,
+            )?,
+            certificate_life: within(
+                "certificate_life_s",
+                file.certificate_life_s,
+                MIN_CERTIFICATE_S,
+                MAX_CERTIFICATE_S,
+            )?,
             socket: file.socket,
             log: file.log,
             audit: file.audit,
+            metrics: listen(&file.metrics)?,
+            guests: file.guests.policy()?,
             plain_links: file.plain_links,
         })
     }
@@ -219,49 +246,39 @@ impl Config {
     /// Keys in which `new` differs and that take effect only when the daemon starts.
     pub fn fixed_changes(&self, new: &Config) -> Vec<&'static str> {
         let keys = [
-            ("node", self.node != new.node),
-            ("nodes", self.nodes != new.nodes),
+            ("state", self.state != new.state),
+            ("port", self.port != new.port),
             (
                 "peer_dead_after_s",
                 self.peer_dead_after != new.peer_dead_after,
             ),
+            (
+                "certificate_life_s",
+                self.certificate_life != new.certificate_life,
+            ),
             ("socket", self.socket != new.socket),
             ("audit", self.audit != new.audit),
+            ("metrics", self.metrics != new.metrics),
             ("plain_links", self.plain_links != new.plain_links),
         ];
         let changed = keys.into_iter().filter(|(_, differs)| *differs);
         changed.map(|(key, _)| key).collect()
     }
-
-    /// The node with this number, if the cluster has it.
-    pub fn node(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.iter().find(|n| n.id == id)
-    }
-
-    /// The node meant by `2`, `n2` or its name.
-    pub fn find(&self, text: &str) -> Option<&Node> {
-        self.nodes.iter().find(|n| n.name == text).or_else(|| {
-            let number = text.strip_prefix('n').unwrap_or(text);
-            self.node(NodeId::new(number.parse().ok()?)?)
-        })
-    }
-
-    /// The other nodes.
-    pub fn peers(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.iter().filter(|n| n.id != self.node)
-    }
 }
 
-fn node_id(n: u16) -> Result<NodeId, String> {
-    NodeId::new(n).ok_or_else(|| {
-        format!(
-            "{n} is no node number: they go from 1 to {}",
-            ssi::id::MAX_NODE
-        )
-    })
+/// Where to listen for monitoring: an address and a port, or `off`.
+fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let addr = text.parse().map_err(|_| {
+        format!("metrics: {text:?} is neither \"off\" nor an IP address and a port")
+    })?;
+    Ok(Some(addr))
 }
 
-fn address(text: &str, port: u16) -> Option<SocketAddr> {
+/// The address meant by `text`: an IP address, with a port or with `port`.
+pub fn address(text: &str, port: u16) -> Option<SocketAddr> {
     text.parse()
         .ok()
         .or_else(|| Some(SocketAddr::new(text.parse::<IpAddr>().ok()?, port)))
@@ -271,77 +288,57 @@ fn address(text: &str, port: u16) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = r#"
-        node = 2
-        ca = "/etc/ssid/pki/ca.pem"
-        cert = "/etc/ssid/pki/node.pem"
-        key = "/etc/ssid/pki/node.key"
-        [[nodes]]
-        id = 2
-        addr = "10.0.0.2:99"
-        [[nodes]]
-        id = 1
-        name = "one"
-        addr = "10.0.0.1"
-    "#;
-
     fn parse(text: &str) -> Result<Config, Error> {
         Config::parse(Path::new("ssid.toml"), text)
     }
 
-    fn refused(from: &str, to: &str) -> String {
-        assert!(GOOD.contains(from));
-        let e = parse(&GOOD.replace(from, to)).unwrap_err();
-        format!("{e:?}")
+    fn refused(text: &str) -> String {
+        format!("{:?}", parse(text).unwrap_err())
     }
 
     #[test]
-    fn defaults_and_names() {
-        let c = parse(GOOD).unwrap();
-        assert_eq!(c.node.get(), 2);
+    fn defaults() {
+        let c = parse("").unwrap();
+        assert_eq!((c.port, c.state), (DEFAULT_PORT, DEFAULT_STATE.into()));
         assert_eq!(c.peer_dead_after, Duration::from_secs(10));
         assert_eq!(c.socket, Path::new(DEFAULT_SOCKET));
-        assert_eq!(c.nodes[0].addr, "10.0.0.1:7400".parse().unwrap());
-        assert_eq!(c.nodes[1].addr, "10.0.0.2:99".parse().unwrap());
-        for (text, id) in [("2", 2), ("n2", 2), ("1", 1), ("n1", 1), ("one", 1)] {
-            assert_eq!(c.find(text).unwrap().id.get(), id, "{text}");
-        }
-        for text in ["3", "n0", "", "n", "two", "-1", "99999999"] {
-            assert!(c.find(text).is_none(), "{text}");
-        }
-        assert_eq!(c.peers().count(), 1);
+        assert_eq!(c.metrics, Some(metrics::DEFAULT_LISTEN.parse().unwrap()));
+        assert_eq!(parse("metrics = \"off\"").unwrap().metrics, None);
+    }
+
+    #[test]
+    fn an_address_may_have_a_port() {
+        let is = |text: &str, want: &str| address(text, 7400) == Some(want.parse().unwrap());
+        assert!(is("10.0.0.1", "10.0.0.1:7400") && is("10.0.0.1:99", "10.0.0.1:99"));
+        assert!(is("::1", "[::1]:7400") && is("[::1]:9", "[::1]:9"));
+        assert_eq!(address("nowhere", 7400), None);
     }
 
     #[test]
     fn what_only_a_start_changes_is_named() {
-        let (old, changed) = (parse(GOOD).unwrap(), |from: &str, to: &str| {
-            parse(&GOOD.replace(from, to)).unwrap()
-        });
-        assert_eq!(old.fixed_changes(&old), [""; 0]);
-        let log = changed("node = 2", "node = 2\nlog = \"debug\"");
-        assert_eq!(old.fixed_changes(&log), [""; 0]);
-        assert_eq!(
-            old.fixed_changes(&changed("\"one\"", "\"eins\"")),
-            ["nodes"]
-        );
-        let both = changed("node = 2", "node = 1\naudit = \"/a\"");
-        assert_eq!(old.fixed_changes(&both), ["node", "audit"]);
+        let old = parse("").unwrap();
+        let changed = |text: &str| old.fixed_changes(&parse(text).unwrap());
+        assert_eq!(changed(""), [""; 0]);
+        assert_eq!(changed("log = \"debug\""), [""; 0]);
+        assert_eq!(changed("port = 7"), ["port"]);
+        let both = "state = \"/s\"\naudit = \"/a\"";
+        assert_eq!(changed(both), ["state", "audit"]);
     }
 
     #[test]
     fn what_does_not_fit_is_named() {
-        assert!(refused("node = 2", "node = 2\ncolour = 1").contains("colour"));
-        assert!(refused("node = 2", "node = 3").contains("not in the list"));
-        assert!(refused("node = 2", "node = 32").contains("no node number"));
-        assert!(refused("id = 1", "id = 2").contains("twice"));
-        assert!(refused("10.0.0.1", "10.0.0.2:99").contains("same name or address"));
-        assert!(refused("10.0.0.1", "nowhere").contains("no IP address"));
-        assert!(refused("\"one\"", "\"1\"").contains("no name"));
-        assert!(
-            refused("node = 2", "node = 2\npeer_dead_after_s = 1").contains("peer_dead_after_s")
-        );
+        assert!(refused("colour = 1").contains("colour"));
+        assert!(refused("nodes = []").contains("nodes"));
+        assert!(refused("port = 0").contains("no port"));
+        assert!(refused("peer_dead_after_s = 1").contains("peer_dead_after_s"));
+        assert!(refused("certificate_life_s = 5").contains("certificate_life_s"));
+        assert!(refused("metrics = \"here\"").contains("neither"));
+        let guests = |text: &str| refused(&format!("[guests]\n{text}"));
+        assert!(guests("uids = [\"9-5\"]").contains("no range"));
+        assert!(guests("uids = []").contains("empty"));
+        assert!(guests("hosts = true").contains("hosts"));
         if !cfg!(feature = "bench") {
-            assert!(refused("node = 2", "node = 2\nplain_links = true").contains("plain_links"));
+            assert!(refused("plain_links = true").contains("plain_links"));
         }
     }
 }

@@ -287,6 +287,7 @@ impl Departures {
             dirs: proc::working_directory(order.pid).into_iter().collect(),
             monotonic_ns: clocks.monotonic_ns,
             boottime_ns: clocks.boottime_ns,
+            uids: proc::uids(order.pid),
         };
         match target.ask_once(Request::Prepare(request), PREPARE_IN).await {
             Ok(Answer::Prepared(p)) if p.equal.len() == ids.len() => Ok(ids

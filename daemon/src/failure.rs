@@ -7,6 +7,8 @@ use ssi::uapi::Reason;
 
 /// Longest text of a refusal that is kept.
 const MAX_TEXT_CHARS: usize = 1024;
+/// Longest word for why something is declined.
+const MAX_CODE_CHARS: usize = 32;
 
 /// Why a process does not move.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,17 @@ pub enum Failure {
     /// The process belongs to another user.
     #[error("process {0} belongs to another user")]
     NotPermitted(u32),
+    /// Only an administrator may ask for it.
+    #[error("only root and members of the group `ssi` may do that")]
+    NotAdministrator,
+    /// The cluster, or this machine, does not do what an administrator asked for.
+    #[error("{text}")]
+    Declined {
+        /// The stable word for why.
+        code: String,
+        /// Why, for people.
+        text: String,
+    },
     /// A node or the module could not be asked.
     #[error("{0}")]
     Unavailable(String),
@@ -68,6 +81,16 @@ impl Failure {
     /// The target or its way refused.
     pub fn refused(reason: Reason, text: impl Into<String>) -> Self {
         Self::Refused(Refusal::new(reason, text))
+    }
+
+    /// What an administrator asked for is not done, for the reason with the stable word `code`.
+    pub fn declined(code: &str, text: impl Into<String>) -> Self {
+        let refusal = Refusal::new(Reason::None, text);
+        let short = code.chars().take(MAX_CODE_CHARS).collect();
+        Self::Declined {
+            code: short,
+            text: refusal.text,
+        }
     }
 
     /// A node that does not answer.
@@ -119,6 +142,10 @@ pub fn hint(reason: Reason) -> &'static str {
             "`ssictl node ls` shows the state of the nodes; it is safe to try again"
         }
         Reason::SharedFiles => "it shares its table of files with another process",
+        Reason::NoMajority => {
+            "`ssictl cluster status` shows which nodes are missing; it is safe to try again when they are back"
+        }
+        Reason::NotHosted => "`[guests]` in the target's ssid.toml says whom it hosts",
     }
 }
 

@@ -311,6 +311,20 @@ impl Kmod {
             .map(drop)
     }
 
+    /// The module's counters, by name.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stats(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let command = Cmd::Stat;
+        let answer = self.call(command, &|_| Ok(())).await?;
+        let values = Attrs::parse(&answer)
+            .and_then(|a| a.bytes(Attr::Stats))
+            .map_err(|what| Error::Protocol { command, what })?;
+        let values = values.as_chunks().0.iter().copied().map(u64::from_le_bytes);
+        Ok(uapi::STATS.into_iter().zip(values).collect())
+    }
+
     /// All processes that are away, guests, or moving.
     ///
     /// # Errors

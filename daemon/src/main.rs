@@ -11,8 +11,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use ssid::config::{Config, DEFAULT_PATH};
+use ssid::seat::Store;
 use ssid::service::{Reload, SetLog};
-use ssid::tls::Identity;
+use ssid::sockets::Sockets;
+use ssid::tls::{Identity, Revoked};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, reload};
 
@@ -36,6 +38,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is opened.
+    let sockets = Sockets::inherited();
     let arguments = Arguments::parse();
     let (config, reload) = match prepare(&arguments) {
         Ok(Some(prepared)) => prepared,
@@ -45,12 +49,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let sockets = sockets.unwrap_or_else(|e| {
+        tracing::warn!("makes its sockets anew: what it was started with is of no use: {e}");
+        Sockets::default()
+    });
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
         .build()
         .context("cannot start the runtime")
-        .and_then(|r| Ok(r.block_on(ssid::daemon::run(config, reload))?));
+        .and_then(|r| Ok(r.block_on(ssid::daemon::run(config, reload, sockets))?));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -68,13 +76,14 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<Option<(Config, Reload)>> {
     }
     let config = Config::load(&arguments.config)?;
     if arguments.check_config {
-        Identity::load(&config)?;
         let path = arguments.config.display();
-        println!(
-            "{path}: good; this is {} of {} nodes",
-            config.node,
-            config.nodes.len()
-        );
+        match Store::open(&config.state)?.load()? {
+            Some((seat, credentials)) => {
+                Identity::of(seat.node, &credentials, Revoked::new())?;
+                println!("{path}: good; this is {} of a cluster", seat.node);
+            }
+            None => println!("{path}: good; this machine is in no cluster"),
+        }
         return Ok(None);
     }
     let reload = Reload {

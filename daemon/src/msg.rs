@@ -5,14 +5,17 @@
 //! Fields are only ever added; numbers are never used again. Everything here comes from a peer, so
 //! every value is checked where it becomes a type of ours.
 
+pub mod govern;
+
 use prost::Message;
 use ssi::id::NodeId;
 use ssi::uapi::Reason;
 
+use crate::core::facts;
 use crate::failure::{Failure, Refusal};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 3;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Most files one [`Prepare`] names.
@@ -66,6 +69,48 @@ pub struct Preface {
     /// Of a link: how many of its class the sender has begun. Names it in [`Relink`].
     #[prost(uint64, tag = "5")]
     pub serial: u64,
+    /// Of a control connection: what must be the same on both sides.
+    #[prost(message, optional, tag = "6")]
+    pub facts: Option<Facts>,
+}
+
+/// What a node is made of: [`facts::Facts`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Facts {
+    /// Its kernel.
+    #[prost(string, tag = "1")]
+    pub kernel: String,
+    /// Version of the protocol between the modules.
+    #[prost(uint32, tag = "2")]
+    pub wire: u32,
+    /// What its processor can do.
+    #[prost(string, repeated, tag = "3")]
+    pub features: Vec<String>,
+    /// What of its processor's state is saved.
+    #[prost(uint64, tag = "4")]
+    pub xfeatures: u64,
+}
+
+impl From<&facts::Facts> for Facts {
+    fn from(f: &facts::Facts) -> Self {
+        Self {
+            kernel: f.kernel.clone(),
+            wire: f.wire,
+            features: f.features.iter().cloned().collect(),
+            xfeatures: f.xfeatures,
+        }
+    }
+}
+
+impl From<Facts> for facts::Facts {
+    fn from(f: Facts) -> Self {
+        Self {
+            kernel: f.kernel,
+            wire: f.wire,
+            features: f.features.into_iter().collect(),
+            xfeatures: f.xfeatures,
+        }
+    }
 }
 
 /// A message on a control connection.
@@ -115,7 +160,7 @@ pub struct Call {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is asked for.
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub request: Option<Request>,
 }
 
@@ -140,6 +185,27 @@ pub enum Request {
     /// What do you see?
     #[prost(message, tag = "7")]
     Look(Look),
+    /// Would you host it?
+    #[prost(message, tag = "8")]
+    Host(Host),
+    /// Something about what is agreed on.
+    #[prost(message, tag = "9")]
+    Agree(govern::Agree),
+    /// A machine wants to join.
+    #[prost(message, tag = "10")]
+    Admit(govern::Admit),
+    /// I need another certificate.
+    #[prost(message, tag = "11")]
+    Certify(govern::Certify),
+    /// You are to vote.
+    #[prost(message, tag = "12")]
+    TakeSeal(govern::TakeSeal),
+    /// A node goes.
+    #[prost(message, tag = "13")]
+    Retire(govern::Retire),
+    /// The cluster needs another authority.
+    #[prost(message, tag = "14")]
+    Rotate(govern::Rotate),
 }
 
 /// Move this process, or say whether it would.
@@ -160,6 +226,9 @@ pub struct Migrate {
     /// Answer only when its memory is complete there.
     #[prost(bool, tag = "5")]
     pub wait: bool,
+    /// That user may move the processes of all.
+    #[prost(bool, tag = "6")]
+    pub is_admin: bool,
 }
 
 /// A process is about to arrive.
@@ -189,6 +258,20 @@ pub struct Prepare {
     /// What its boot-time clock shows, in ns.
     #[prost(int64, tag = "8")]
     pub boottime_ns: i64,
+    /// Its user ids.
+    #[prost(uint32, repeated, tag = "9")]
+    pub uids: Vec<u32>,
+}
+
+/// Would you host a process?
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Host {
+    /// Node it was created on.
+    #[prost(uint32, tag = "1")]
+    pub home: u32,
+    /// Its user ids.
+    #[prost(uint32, repeated, tag = "2")]
+    pub uids: Vec<u32>,
 }
 
 /// A file by name and content.
@@ -228,7 +311,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is answered. Only [`Answer::Progress`] is followed by another.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub answer: Option<Answer>,
 }
 
@@ -259,6 +342,15 @@ pub enum Answer {
     /// What a node sees.
     #[prost(message, tag = "9")]
     Seen(Seen),
+    /// Of those who agree.
+    #[prost(message, tag = "10")]
+    Agreed(govern::Agreed),
+    /// A machine is in.
+    #[prost(message, tag = "11")]
+    Admitted(govern::Admitted),
+    /// A certificate.
+    #[prost(message, tag = "12")]
+    Certified(govern::Certified),
 }
 
 /// What a node thinks of the others.
@@ -426,6 +518,9 @@ pub struct Failed {
     /// The process.
     #[prost(uint32, tag = "5")]
     pub pid: u32,
+    /// The stable word, when declined.
+    #[prost(string, tag = "6")]
+    pub code: String,
 }
 
 /// The kinds of [`Failure`].
@@ -442,6 +537,8 @@ pub enum FailedKind {
     NoNode = 3,
     /// [`Failure::NotPermitted`].
     NotPermitted = 4,
+    /// [`Failure::Declined`].
+    Declined = 5,
 }
 
 impl From<&Failure> for Failed {
@@ -466,6 +563,12 @@ impl From<&Failure> for Failed {
                 m.pid = *pid;
                 FailedKind::NotPermitted
             }
+            Failure::NotAdministrator => FailedKind::NotPermitted,
+            Failure::Declined { code, text } => {
+                m.code.clone_from(code);
+                m.text.clone_from(text);
+                FailedKind::Declined
+            }
             Failure::Unavailable(text) => {
                 m.text.clone_from(text);
                 FailedKind::Unavailable
@@ -479,6 +582,7 @@ impl From<&Failure> for Failed {
 impl From<Failed> for Failure {
     fn from(m: Failed) -> Self {
         match m.kind() {
+            FailedKind::Declined => Failure::declined(&m.code, m.text),
             FailedKind::Refused => {
                 let reason = Reason::from_u32(m.reason).unwrap_or(Reason::TargetRefused);
                 Failure::Refused(Refusal {
@@ -563,6 +667,7 @@ mod tests {
             purpose: Purpose::LinkMemory as i32,
             instance: 5,
             serial: 6,
+            facts: None,
         };
         let mut out = Vec::new();
         encode(&p, &mut out).unwrap();

@@ -18,10 +18,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::audit::{Audit, Event};
-use crate::config::{Config, Node};
+use crate::config::Node;
+use crate::core::facts::{Difference, Facts};
 use crate::failure::in_full;
 use crate::msg::{self, Preface, Purpose};
+use crate::roster::Roster;
 use crate::session::{self, Session};
+use crate::sockets::{self, Sockets};
 use crate::tls::{self, Identity};
 use crate::{handover, sys};
 
@@ -32,8 +35,11 @@ const CONNECT_IN: Duration = Duration::from_secs(3);
 const SHAKE_IN: Duration = Duration::from_secs(10);
 /// A lost segment is sent again at least this often, so that a healed link goes on at once.
 const RTO_MAX_MS: u32 = 1_000;
-/// TCP itself gives a connection up only after this: whether a peer is dead is our decision.
-const USER_TIMEOUT_MS: u32 = 3_600_000;
+/// TCP itself gives a connection up only after this: whether a peer is dead is our decision, and a link that breaks
+/// is made anew without loss. The kernel counts how often it has sent a segment again and shifts by that when the
+/// network says that a host cannot be reached (`tcp_ld_RTO_revert`): beyond 63 times, which [`RTO_MAX_MS`] reaches
+/// within 64 s, its checker complains.
+const USER_TIMEOUT_MS: u32 = 50_000;
 /// Connections that may be shaking hands at once.
 const MAX_SHAKING: usize = 32;
 /// Longest preface on a connection without TLS.
@@ -72,6 +78,17 @@ pub enum Error {
         /// Its version.
         theirs: u32,
     },
+    /// Processes could not move between it and this node.
+    #[error("{node} does not fit to this node: {}", joined(.what))]
+    Differs {
+        /// Who.
+        node: NodeId,
+        /// In what.
+        what: Vec<Difference>,
+    },
+    /// It did not say who it is in one of the two ways there are.
+    #[error(transparent)]
+    Refused(#[from] tls::Refused),
     /// It is not who it says, or should not have connected.
     #[error("a connection that has no place here: {0}")]
     Stranger(&'static str),
@@ -82,7 +99,11 @@ impl Error {
     fn is_of_trust(&self) -> bool {
         matches!(
             self,
-            Error::Session(session::Error::Tls(_)) | Error::Version { .. } | Error::Stranger(_)
+            Error::Session(session::Error::Tls(_))
+                | Error::Version { .. }
+                | Error::Differs { .. }
+                | Error::Refused(_)
+                | Error::Stranger(_)
         )
     }
 }
@@ -103,6 +124,8 @@ pub enum Opened {
         class: Class,
         /// Its number, given by the side that connected.
         serial: u64,
+        /// Random number of the run of the side that connected.
+        instance: u64,
         /// The socket, ready to be handed down.
         socket: OwnedFd,
     },
@@ -125,13 +148,37 @@ impl Opened {
     }
 }
 
+/// Who has connected.
+#[derive(Debug)]
+pub enum Caller {
+    /// A node.
+    Node(NodeId, Opened),
+    /// A machine that wants to be one, from this address.
+    Joiner(Box<Session>, SocketAddr),
+}
+
 /// What both sides need to open connections.
 #[derive(Debug)]
 pub struct Net {
-    config: Arc<Config>,
+    roster: Arc<Roster>,
+    facts: Facts,
+    plain_links: bool,
     identity: RwLock<Arc<Identity>>,
     instance: u64,
     audit: Arc<Audit>,
+}
+
+/// What a listener has accepted. If it could not, says so and waits a moment: it is out of files, most
+/// likely, and connections that end make room.
+pub async fn accepted<T>(result: std::io::Result<T>) -> Option<T> {
+    match result {
+        Ok(accepted) => Some(accepted),
+        Err(e) => {
+            tracing::warn!("cannot accept: {e}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
 }
 
 fn purpose(class: Class) -> Purpose {
@@ -152,10 +199,20 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 impl Net {
-    /// For this node, as `instance`, a random number of this run.
-    pub fn new(config: Arc<Config>, identity: Identity, instance: u64, audit: Arc<Audit>) -> Self {
+    /// For this node, which is made of `facts`, among those of `roster`, as `instance`, a random number of this run.
+    /// `plain_links`: links go without TLS, in a build for measurements.
+    pub fn new(
+        roster: Arc<Roster>,
+        facts: Facts,
+        plain_links: bool,
+        identity: Identity,
+        instance: u64,
+        audit: Arc<Audit>,
+    ) -> Self {
         Self {
-            config,
+            roster,
+            facts,
+            plain_links,
             identity: RwLock::new(Arc::new(identity)),
             instance,
             audit,
@@ -168,6 +225,11 @@ impl Net {
             .identity
             .write()
             .unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    /// Who may connect.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
     }
 
     fn identity(&self) -> Arc<Identity> {
@@ -205,16 +267,17 @@ impl Net {
 
     /// Whether links go without TLS: never in an ordinary build, whatever the configuration says.
     fn plain(&self) -> bool {
-        cfg!(any(test, feature = "bench")) && self.config.plain_links
+        cfg!(any(test, feature = "bench")) && self.plain_links
     }
 
     fn preface(&self, purpose: Purpose, serial: u64) -> Preface {
         Preface {
             version: msg::VERSION,
-            node: self.config.node.get().into(),
+            node: self.roster.own().get().into(),
             purpose: purpose.into(),
             instance: self.instance,
             serial,
+            facts: (purpose == Purpose::Control).then(|| (&self.facts).into()),
         }
     }
 
@@ -247,10 +310,12 @@ impl Net {
             let mut session = self.shake(peer).await?;
             session.send(&self.preface(Purpose::Control, 0)).await?;
             let theirs: Preface = session.receive().await?;
+            let instance = theirs.instance;
             check(&theirs, peer.id)?;
+            self.compare(theirs, peer.id)?;
             Ok(Opened::Control {
                 session: Box::new(session),
-                instance: theirs.instance,
+                instance,
             })
         };
         let result = timeout(SHAKE_IN, dial)
@@ -280,6 +345,7 @@ impl Net {
             Ok(Opened::Link {
                 class,
                 serial,
+                instance: self.instance,
                 socket,
             })
         };
@@ -289,53 +355,52 @@ impl Net {
         self.dialled(peer, result)
     }
 
-    /// Listens for other daemons.
+    /// Listens for other daemons, with the socket that was kept if there is one.
     ///
     /// # Errors
     /// When the port cannot be had.
-    pub async fn listen(&self) -> std::io::Result<TcpListener> {
+    pub async fn listen(&self, sockets: &mut Sockets) -> std::io::Result<TcpListener> {
         let own = self
-            .config
-            .node(self.config.node)
+            .roster
+            .node(self.roster.own())
             .map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |n| n.addr);
         let any = match own.ip() {
             IpAddr::V4(ip) if ip.is_loopback() => own.ip(),
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        TcpListener::bind(SocketAddr::new(any, own.port())).await
+        let addr = SocketAddr::new(any, own.port());
+        if let Some(listener) = sockets.peers(addr) {
+            return Ok(listener);
+        }
+        let listener = TcpListener::bind(addr).await?;
+        sockets::keep_peers(&listener);
+        Ok(listener)
     }
 
-    /// Accepts connections for as long as somebody wants them and sends those of peers to `opened`.
-    pub async fn accept(
-        self: Arc<Self>,
-        listener: TcpListener,
-        opened: mpsc::Sender<(NodeId, Opened)>,
-    ) {
+    /// Accepts connections for as long as somebody wants them and sends those who made them to
+    /// `callers`.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, callers: mpsc::Sender<Caller>) {
         let shaking = Arc::new(Semaphore::new(MAX_SHAKING));
-        while !opened.is_closed() {
-            let (stream, from) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    // Out of files, most likely: the ones that end make room.
-                    tracing::warn!("cannot accept: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
+        while !callers.is_closed() {
+            let Some((stream, from)) = accepted(listener.accept().await).await else {
+                continue;
             };
             let Ok(permit) = Arc::clone(&shaking).try_acquire_owned() else {
                 tracing::warn!(%from, "too many connections at once: one dropped");
                 continue;
             };
-            let (net, opened) = (Arc::clone(&self), opened.clone());
+            let (net, callers) = (Arc::clone(&self), callers.clone());
             tokio::spawn(async move {
-                let received = timeout(SHAKE_IN, net.receive(stream))
+                let received = timeout(SHAKE_IN, net.receive(stream, from))
                     .await
                     .unwrap_or(Err(Error::Timeout(SHAKE_IN)));
                 match received {
-                    Ok((node, o)) => {
-                        net.account(from, true, Ok((node, &o)));
-                        drop(opened.send((node, o)).await);
+                    Ok(caller) => {
+                        if let Caller::Node(node, opened) = &caller {
+                            net.account(from, true, Ok((*node, opened)));
+                        }
+                        drop(callers.send(caller).await);
                     }
                     Err(e) => {
                         net.account(from, true, Err(&e));
@@ -348,7 +413,7 @@ impl Net {
     }
 
     /// Finds out who connected and what for.
-    async fn receive(&self, mut stream: TcpStream) -> Result<(NodeId, Opened), Error> {
+    async fn receive(&self, mut stream: TcpStream, from: SocketAddr) -> Result<Caller, Error> {
         prepare(&stream)?;
         if self.plain() {
             let mut first = [0];
@@ -359,17 +424,19 @@ impl Net {
                 let class =
                     class(purpose).ok_or(Error::Stranger("a control connection without TLS"))?;
                 let socket = handover::accepted_plain(stream).await?;
-                return Ok((
-                    node,
-                    Opened::Link {
-                        class,
-                        serial: preface.serial,
-                        socket,
-                    },
-                ));
+                let opened = Opened::Link {
+                    class,
+                    serial: preface.serial,
+                    instance: preface.instance,
+                    socket,
+                };
+                return Ok(Caller::Node(node, opened));
             }
         }
         let mut session = Session::accept(stream, Arc::clone(&self.identity().server)).await?;
+        if session.peer()? == tls::Peer::Joiner {
+            return Ok(Caller::Joiner(Box::new(session), from));
+        }
         let preface: Preface = session.receive().await?;
         let (node, purpose) = self.admit(&preface)?;
         if !session
@@ -384,26 +451,45 @@ impl Net {
         }
         check(&preface, node)?;
         let opened = match class(purpose) {
-            None => Opened::Control {
-                session: Box::new(session),
-                instance: preface.instance,
-            },
+            None => {
+                let instance = preface.instance;
+                self.compare(preface, node)?;
+                Opened::Control {
+                    session: Box::new(session),
+                    instance,
+                }
+            }
             Some(class) => Opened::Link {
                 class,
                 serial: preface.serial,
+                instance: preface.instance,
                 socket: handover::accepted(session).await?,
             },
         };
-        Ok((node, opened))
+        Ok(Caller::Node(node, opened))
+    }
+
+    /// Whether processes can move between `node` and this one.
+    fn compare(&self, theirs: Preface, node: NodeId) -> Result<(), Error> {
+        let there: Facts = theirs.facts.map(Into::into).unwrap_or_default();
+        if !there.make_sense() {
+            return Err(Error::Stranger("it does not say what it is made of"));
+        }
+        let what = self.facts.differ(&there);
+        if what.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Differs { node, what })
+        }
     }
 
     /// Whether such a connection may come.
     fn admit(&self, preface: &Preface) -> Result<(NodeId, Purpose), Error> {
         let node = msg::node(preface.node).ok_or(Error::Stranger("no node number"))?;
-        if self.config.node(node).is_none() {
-            return Err(Error::Stranger("a node that is not in the configuration"));
+        if self.roster.node(node).is_none() {
+            return Err(Error::Stranger("a node that is not in the cluster"));
         }
-        if node >= self.config.node {
+        if node >= self.roster.own() {
             return Err(Error::Stranger("the node with the lower number connects"));
         }
         let purpose = preface.purpose();
@@ -412,6 +498,11 @@ impl Net {
         }
         Ok((node, purpose))
     }
+}
+
+fn joined(what: &[Difference]) -> String {
+    let texts: Vec<String> = what.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }
 
 fn class(purpose: Purpose) -> Option<Class> {

@@ -47,6 +47,10 @@ pub enum Input {
     LinkLost(Class),
     /// A link still works, but another is needed.
     LinkWorn(Class),
+    /// It is no node of the cluster any more.
+    Removed,
+    /// This node is fenced off: no link, until it is not.
+    Fenced(bool),
     /// Ask it something; answers go there, and the end of that channel means that none will come.
     Ask(Request, mpsc::Sender<Answer>),
 }
@@ -144,8 +148,13 @@ impl Peer {
 
     /// Tells its task something.
     pub async fn tell(&self, input: Input) {
-        // The task lives as long as the daemon.
+        // The task lives until the peer is no node any more: then there is nobody to tell.
         let _ = self.input.send(input).await;
+    }
+
+    /// Completes when its task has ended, because it is no node any more.
+    pub async fn ended(&self) {
+        self.input.closed().await;
     }
 
     /// Asks it something; returns where the answers come.

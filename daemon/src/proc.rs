@@ -69,15 +69,15 @@ pub fn exists(pid: u32) -> bool {
 
 /// Whether every user id of the process is `uid`.
 pub fn belongs_to(pid: u32, uid: u32) -> bool {
+    uids(pid) == [uid; 4]
+}
+
+/// Its user ids: real, effective, saved, and that of the file system. None if it cannot be told.
+pub fn uids(pid: u32) -> Vec<u32> {
     let status = fs::read_to_string(directory(pid).join("status")).unwrap_or_default();
-    let Some(ids) = status.lines().find_map(|l| l.strip_prefix("Uid:")) else {
-        return false;
-    };
-    let mut count = 0;
-    ids.split_whitespace().all(|id| {
-        count += 1;
-        id.parse() == Ok(uid)
-    }) && count == 4
+    let ids = status.lines().find_map(|l| l.strip_prefix("Uid:"));
+    let parsed = ids.map(|ids| ids.split_whitespace().map(str::parse).collect());
+    parsed.and_then(Result::ok).unwrap_or_default()
 }
 
 /// The name of a process.

@@ -2,6 +2,8 @@
 
 //! The daemon's end of the Varlink socket.
 
+mod govern;
+
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io;
@@ -17,10 +19,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::api::{self, DESCRIPTION, ErrorParameters, INTERFACE, MigrateReply, Migration, Times};
-use crate::cluster::{About, Cluster};
+use crate::cluster::About;
 use crate::core::health::{self, Problem};
 use crate::failure::{Failure, hint};
 use crate::msg::{self, Migrated, Place};
+use crate::net::accepted;
+use crate::sockets::{self, Sockets};
+use crate::stage::Stage;
+use crate::user::User;
 use crate::varlink::{self, Call, Frames, MAX_CALL_BYTES, Reply};
 
 /// The interface every Varlink service has.
@@ -50,11 +56,14 @@ pub enum Error {
     },
 }
 
-/// Makes the socket. Every user may connect: what each may do is decided for each call.
+/// Makes the socket, unless it was kept. Every user may connect: what each may do is decided for each call.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn listen(path: &Path) -> Result<UnixListener, Error> {
+pub fn listen(path: &Path, sockets: &mut Sockets) -> Result<UnixListener, Error> {
+    if let Some(listener) = sockets.tools(path) {
+        return Ok(listener);
+    }
     let failed = |source| Error::Listen {
         path: path.to_owned(),
         source,
@@ -71,6 +80,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(failed)?;
+    sockets::keep_tools(&listener);
     Ok(listener)
 }
 
@@ -112,30 +122,30 @@ impl Drop for Counted {
 }
 
 /// Serves the socket for as long as the daemon runs.
-pub async fn serve(listener: UnixListener, cluster: Arc<Cluster>) {
+pub async fn serve(listener: UnixListener, stage: Arc<Stage>) {
     let users = Users::default();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let Some((stream, _)) = accepted(listener.accept().await).await else {
+            continue;
+        };
+        let user = match User::of(&stream) {
+            Ok(user) => user,
             Err(e) => {
-                tracing::warn!("cannot accept: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tracing::warn!("cannot tell who connected: {e}");
                 continue;
             }
         };
-        let Ok(uid) = stream.peer_cred().map(|c| c.uid()) else {
-            continue;
-        };
+        let uid = user.uid;
         let Some(counted) = users.count(uid) else {
             tracing::warn!(uid, "too many connections of one user: one dropped");
             continue;
         };
-        let cluster = Arc::clone(&cluster);
+        let stage = Arc::clone(&stage);
         tokio::spawn(async move {
             if let Err(e) = (Connection {
                 stream,
-                cluster,
-                uid,
+                stage,
+                user,
             })
             .run()
             .await
@@ -149,8 +159,8 @@ pub async fn serve(listener: UnixListener, cluster: Arc<Cluster>) {
 
 struct Connection {
     stream: UnixStream,
-    cluster: Arc<Cluster>,
-    uid: u32,
+    stage: Arc<Stage>,
+    user: User,
 }
 
 /// What a call comes to.
@@ -208,8 +218,16 @@ fn describe(failure: &Failure) -> (&'static str, ErrorParameters) {
             api::error::NOT_FOUND
         }
         Failure::NotPermitted(_) => {
-            parameters.hint = Some("only its owner and root may move a process".to_owned());
+            parameters.hint = Some(
+                "only its owner, root and members of the group `ssi` may move a process".to_owned(),
+            );
             api::error::NOT_PERMITTED
+        }
+        Failure::NotAdministrator => api::error::NOT_PERMITTED,
+        Failure::Declined { code, .. } => {
+            parameters.reason = Some(code.clone());
+            parameters.hint = advice(code).map(str::to_owned);
+            api::error::REFUSED
         }
         Failure::Unavailable(_) => {
             parameters.hint = Some("`ssictl node ls` shows the state of the nodes".to_owned());
@@ -217,6 +235,22 @@ fn describe(failure: &Failure) -> (&'static str, ErrorParameters) {
         }
     };
     (error, parameters)
+}
+
+/// What one can do when an administrator's wish is declined; for people.
+fn advice(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "no-cluster" => "`ssictl cluster init` founds one, `ssictl node join` joins one",
+        "token-unknown" | "token-expired" | "token-used-up" => {
+            "`ssictl cluster token create` on a node of the cluster makes another"
+        }
+        "node-alive" => "`ssictl node leave` on that node, or --force here",
+        "processes-away" => "`ssictl ps` lists them; --force ends them",
+        "other-cluster" => {
+            "the join line of `ssictl cluster token create` has the address and the hash"
+        }
+        _ => return None,
+    })
 }
 
 impl Connection {
@@ -275,6 +309,11 @@ impl Connection {
             ));
         };
         let parameters = call.parameters.unwrap_or_else(|| json!({}));
+        if interface == INTERFACE
+            && let Some(outcome) = self.govern(method, parameters.clone()).await
+        {
+            return Ok(outcome);
+        }
         let more = call.more == Some(true) && call.oneway != Some(true);
         Ok(match (interface, method) {
             (INTERFACE, "Migrate") => match serde_json::from_value(parameters) {
@@ -285,14 +324,14 @@ impl Connection {
                 Ok(p) => self.why(p).await,
                 Err(e) => invalid(&e),
             },
-            (INTERFACE, "Ps") => self.ps().await,
-            (INTERFACE, "Nodes") => self.nodes(),
-            (INTERFACE, "Status") => self.status().await,
+            (INTERFACE, "Ps") => self.ps().await.unwrap_or_else(Outcome::from),
+            (INTERFACE, "Nodes") => self.nodes().unwrap_or_else(Outcome::from),
+            (INTERFACE, "Status") => self.status().await.unwrap_or_else(Outcome::from),
             (INTERFACE, "Version") => Outcome::done(&api::VersionReply {
                 daemon: env!("CARGO_PKG_VERSION").to_owned(),
                 netlink: ssi::uapi::VERSION.into(),
                 protocol: msg::VERSION,
-                node: self.cluster.own().get().into(),
+                node: self.stage.cluster().map_or(0, |c| c.own().get().into()),
             }),
             (SERVICE, "GetInfo") => Outcome::Done(json!({
                 "vendor": "Unum",
@@ -319,14 +358,14 @@ impl Connection {
         p: api::MigrateParameters,
         more: bool,
     ) -> Result<Outcome, varlink::Error> {
-        let to = match self.cluster.find(&p.to) {
-            Ok(to) => to,
+        let found = self.stage.cluster().and_then(|c| Ok((c.find(&p.to)?, c)));
+        let (to, cluster) = match found {
+            Ok(found) => found,
             Err(f) => return Ok(f.into()),
         };
-        let about = About::new(p.pid, self.uid);
+        let about = About::new(p.pid, self.user);
         let wait = p.wait.unwrap_or(false);
         let (sender, mut phases) = mpsc::channel::<String>(MAX_PHASES);
-        let cluster = Arc::clone(&self.cluster);
         // A task of its own: the move goes on when the client does not.
         let task = tokio::spawn(async move {
             cluster
@@ -361,8 +400,9 @@ impl Connection {
 
     async fn why(&self, p: api::WhyParameters) -> Outcome {
         let result = async {
-            let to = p.to.as_deref().map(|t| self.cluster.find(t)).transpose()?;
-            self.cluster.why(About::new(p.pid, self.uid), to).await
+            let cluster = self.stage.cluster()?;
+            let to = p.to.as_deref().map(|t| cluster.find(t)).transpose()?;
+            cluster.why(About::new(p.pid, self.user), to).await
         };
         match result.await {
             Ok(node) => Outcome::done(&api::WhyReply {
@@ -374,26 +414,30 @@ impl Connection {
         }
     }
 
-    async fn ps(&self) -> Outcome {
-        match self.cluster.list().await {
-            Ok((processes, missing)) => Outcome::done(&api::PsReply {
-                processes: processes.into_iter().map(process).collect(),
-                missing: missing.into_iter().map(|n| n.get().into()).collect(),
-            }),
-            Err(f) => f.into(),
-        }
+    async fn ps(&self) -> Result<Outcome, Failure> {
+        let (processes, missing) = self.stage.cluster()?.list().await?;
+        Ok(Outcome::done(&api::PsReply {
+            processes: processes.into_iter().map(process).collect(),
+            missing: missing.into_iter().map(|n| n.get().into()).collect(),
+        }))
     }
 
-    async fn status(&self) -> Outcome {
-        let views = self.cluster.look().await;
-        let problems = health::problems(self.cluster.own(), &views);
-        let nodes = self.cluster.nodes().map(|(n, state)| {
-            let view = views.get(&n.id).and_then(Option::as_ref);
+    async fn status(&self) -> Result<Outcome, Failure> {
+        let cluster = self.stage.cluster()?;
+        let views = cluster.look().await;
+        let status = cluster.council()?.status();
+        let mut problems = health::problems(cluster.own(), &views);
+        if !status.has_majority {
+            problems.push(Problem::NoMajority(cluster.own()));
+        }
+        let entries = cluster.roster().entries();
+        let nodes = entries.iter().map(|e| {
+            let view = views.get(&e.node.id).and_then(Option::as_ref);
             let clock = view.and_then(|v| v.clock);
             api::NodeStatus {
-                id: n.id.get().into(),
-                name: n.name.clone(),
-                state: state.unwrap_or("self").to_owned(),
+                id: e.node.id.get().into(),
+                name: e.node.name.clone(),
+                state: e.state_name().to_owned(),
                 round_trip_us: clock.map(|c| c.round_trip_us),
                 clock_offset_us: clock.map(|c| c.offset_us),
             }
@@ -403,25 +447,30 @@ impl Connection {
         } else {
             api::DEGRADED
         };
-        Outcome::done(&api::StatusReply {
+        Ok(Outcome::done(&api::StatusReply {
             health: health.to_owned(),
+            leader: status.leader.map(|n| n.get().into()),
             problems: problems.iter().map(problem).collect(),
             nodes: nodes.collect(),
-        })
+        }))
     }
 
-    fn nodes(&self) -> Outcome {
-        let nodes = self
-            .cluster
-            .nodes()
-            .map(|(n, state)| api::Node {
-                id: n.id.get().into(),
-                name: n.name.clone(),
-                addr: n.addr.to_string(),
-                state: state.unwrap_or("self").to_owned(),
-            })
-            .collect();
-        Outcome::done(&api::NodesReply { nodes })
+    fn nodes(&self) -> Result<Outcome, Failure> {
+        let cluster = self.stage.cluster()?;
+        let council = cluster.council()?;
+        let state = council.state();
+        let entries = cluster.roster().entries();
+        let nodes = entries.iter().map(|e| api::Node {
+            id: e.node.id.get().into(),
+            name: e.node.name.clone(),
+            addr: e.node.addr.to_string(),
+            state: e.state_name().to_owned(),
+            role: council.role(e.node.id).to_owned(),
+            cordoned: state.nodes.get(&e.node.id).is_some_and(|m| m.cordoned),
+        });
+        Ok(Outcome::done(&api::NodesReply {
+            nodes: nodes.collect(),
+        }))
     }
 }
 
@@ -431,6 +480,7 @@ fn problem(p: &Problem) -> api::Problem {
         Problem::Node { node, .. } => ("node-state", node),
         Problem::NoAnswer(node) => ("no-answer", node),
         Problem::ClockSkew { node, .. } => ("clock-skew", node),
+        Problem::NoMajority(node) => ("no-majority", node),
     };
     api::Problem {
         kind: kind.to_owned(),

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::audit::{Audit, Event};
+use crate::audit::{DONE, Event};
 use crate::config::Config;
-use crate::net::Net;
-use crate::tls::Identity;
+use crate::failure::in_full;
+use crate::stage::Stage;
+
+/// How often it is looked whether there is something else to tell.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
 
 /// Puts another log filter in place, or says why not.
 pub type SetLog = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -39,10 +42,30 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
+/// What this machine is, in a few words.
+fn status(stage: &Stage) -> String {
+    match stage.cluster() {
+        Ok(c) => format!("{} of {} nodes", c.own(), c.roster().entries().len()),
+        Err(f) => f.to_string(),
+    }
+}
+
 /// The daemon serves.
-pub fn ready(config: &Config) {
-    let text = format!("{} of {} nodes", config.node, config.nodes.len());
-    tell(&[NotifyState::Ready, NotifyState::Status(&text)]);
+pub fn ready(stage: &Stage) {
+    tell(&[NotifyState::Ready, NotifyState::Status(&status(stage))]);
+}
+
+/// Tells the service manager what this machine is, whenever that has changed.
+pub async fn follow(stage: Arc<Stage>) {
+    let mut told = String::new();
+    loop {
+        let now = status(&stage);
+        if now != told {
+            tell(&[NotifyState::Status(&now)]);
+            told = now;
+        }
+        tokio::time::sleep(STATUS_EVERY).await;
+    }
 }
 
 /// It will end.
@@ -64,36 +87,28 @@ pub async fn watchdog() {
 }
 
 impl Reload {
-    /// Reads the configuration and the certificates again. What is wrong with them is said, and
-    /// then nothing changes.
-    pub fn reload(&self, running: &Config, net: &Net, audit: &Audit) {
+    /// Reads the configuration again. What is wrong with it is said, and then nothing changes.
+    pub fn reload(&self, stage: &Stage) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell(&[NotifyState::Reloading, now]),
             Err(e) => tracing::warn!("no clock: {e}"),
         }
-        let result = self.apply(running, net);
-        audit.record(Event::Reloaded {
-            outcome: result.clone().err().unwrap_or_else(|| "done".to_owned()),
+        let result = self.apply(stage);
+        stage.audit().record(Event::Reloaded {
+            outcome: result.clone().err().unwrap_or_else(|| DONE.to_owned()),
         });
         match result {
-            Ok(()) => tracing::info!("configuration and certificates read again"),
+            Ok(()) => tracing::info!("configuration read again"),
             Err(e) => tracing::error!("what ran before runs on: {e}"),
         }
-        ready(running);
+        ready(stage);
     }
 
-    fn apply(&self, running: &Config, net: &Net) -> Result<(), String> {
-        let text = |e: anyhow::Error| format!("{e:#}");
-        let new = Config::load(&self.path).map_err(|e| text(e.into()))?;
-        let identity = Identity::load(&Config {
-            // Whose certificate it must be is not for the file to say any more.
-            node: running.node,
-            ..new.clone()
-        })
-        .map_err(|e| text(e.into()))?;
+    fn apply(&self, stage: &Stage) -> Result<(), String> {
+        let new = Config::load(&self.path).map_err(|e| in_full(&e))?;
         (self.set_log)(&new.log)?;
-        net.set_identity(Arc::new(identity));
-        for key in running.fixed_changes(&new) {
+        stage.set_policy(new.guests.clone());
+        for key in stage.config().fixed_changes(&new) {
             tracing::warn!("{key} has changed: that needs a restart of ssid");
         }
         Ok(())

@@ -22,7 +22,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::msg;
+use crate::{msg, tls};
 
 /// Read from the socket at once at most.
 const READ_BYTES: usize = 32 * 1024;
@@ -213,6 +213,14 @@ impl Engine {
         .first()
     }
 
+    /// The application protocol that was agreed on.
+    fn protocol(&self) -> Option<&[u8]> {
+        match &self.tls {
+            Tls::Client(c) => c.alpn_protocol(),
+            Tls::Server(c) => c.alpn_protocol(),
+        }
+    }
+
     /// The keys, if nothing is under way in either direction.
     fn into_secrets(self) -> Result<ExtractedSecrets, Error> {
         if !(self.incoming.is_empty() && self.outgoing.is_empty() && self.plain.is_empty()) {
@@ -289,6 +297,14 @@ impl Session {
     /// The certificate the peer proved to own.
     pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
         self.engine.peer_certificate()
+    }
+
+    /// Who the client is, on the side that accepted.
+    ///
+    /// # Errors
+    /// See [`tls::Refused`].
+    pub fn peer(&self) -> Result<tls::Peer<'_>, tls::Refused> {
+        tls::peer_of(self.engine.protocol(), self.engine.peer_certificate())
     }
 
     /// Waits until the socket can give or take something and lets it.
@@ -386,7 +402,7 @@ impl Session {
 mod tests {
     use super::*;
     use crate::msg::{Preface, Purpose};
-    use crate::tls::{self, testing::Authority};
+    use crate::tls::testing::Authority;
     use ssi::id::NodeId;
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -421,6 +437,7 @@ mod tests {
             purpose: Purpose::LinkControl as i32,
             instance: u64::MAX,
             serial: 0,
+            facts: None,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::ffi::{CString, c_int, c_long};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `setsockopt(IPPROTO_TCP)`: longest wait before a segment is sent again. Linux 6.15.
 const TCP_RTO_MAX_MS: c_int = 44;
@@ -57,6 +58,61 @@ pub fn set_rto_max(socket: impl AsFd, ms: u32) -> io::Result<()> {
         )
     };
     check(c_long::from(result)).map(drop)
+}
+
+/// Groups a user can be in, at most: `NGROUPS_MAX`.
+const MAX_GROUPS: usize = 65_536;
+
+/// The supplementary groups of the one who made the connection.
+///
+/// # Errors
+/// What `getsockopt` says.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0u32; 64];
+    loop {
+        let bytes = groups.len() * size_of::<u32>();
+        let mut length = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: the pointer and the length describe the vector, which outlives the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = usize::try_from(length).map_err(io::Error::other)? / size_of::<u32>();
+        match check(c_long::from(result)) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // It says how much room it needs.
+            Err(e)
+                if e.raw_os_error() == Some(libc::ERANGE)
+                    && (groups.len() + 1..=MAX_GROUPS).contains(&count) =>
+            {
+                groups.resize(count, 0);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The parts of the processor's state that the kernel saves for programs: XCR0, 0 if there is none.
+pub fn xfeatures() -> u64 {
+    #[target_feature(enable = "xsave")]
+    fn xcr0() -> u64 {
+        // SAFETY: register 0 is there wherever the instruction is.
+        unsafe { std::arch::x86_64::_xgetbv(0) }
+    }
+    if std::arch::is_x86_feature_detected!("xsave") {
+        // SAFETY: the processor has the instruction, and the kernel lets programs use it.
+        unsafe { xcr0() }
+    } else {
+        0
+    }
 }
 
 /// Starts the program in `exe` (a memfd) as process `pid`, with `device` as its only file, number
@@ -172,6 +228,23 @@ unsafe fn become_stub(
             libc::syscall(libc::SYS_exit_group, 127);
         }
     }
+}
+
+/// Takes the files that the service manager has opened for this process, with their names. Each can be taken once: a
+/// second call finds none.
+///
+/// # Errors
+/// When its environment names files that are not there, or more names than files.
+pub fn inherited() -> io::Result<Vec<(OwnedFd, String)>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let named = sd_notify::listen_fds_with_names()?;
+    // SAFETY: the environment says, for this very process, that these numbers were opened for it to own; each of them
+    // was open a moment ago, when it was made to close on exec. `TAKEN` sees to it that nobody gets one twice.
+    let own = |(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name);
+    Ok(named.map(own).collect())
 }
 
 /// Sends SIGKILL to the process behind `pidfd`, which cannot be another that got its number.

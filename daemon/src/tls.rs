@@ -3,49 +3,61 @@
 //! How the daemons prove to each other who they are: TLS 1.3 only, both sides with a certificate
 //! of the cluster's authority, key exchange X25519MLKEM768 and cipher AES-128-GCM pinned, so that
 //! nothing weaker can be negotiated and the kernel can take every connection over.
+//!
+//! A machine that wants to join has no certificate yet. It names another application protocol, and
+//! knows the cluster by the hash of its authority. [`peer_of`] tells the two kinds apart: that a
+//! handshake went well does not say that the client is a node.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::{Resumption, verify_server_name};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use ssi::id::NodeId;
+use ssi::id::{MAX_NODE, NodeId};
 
-use crate::config::Config;
-use crate::pki;
+use crate::pki::certificate::issued_by;
+use crate::pki::{self, CaHash};
+use crate::seat::Credentials;
 
-/// The application protocol both sides must name.
-const PROTOCOL: &[u8] = b"unum/1";
+mod verify;
+
+pub use verify::{NotMeant, Revoked};
+use verify::{Pinned, Revoking};
+
+/// The application protocol of nodes.
+pub const PROTOCOL: &[u8] = b"unum/1";
+/// The application protocol of a machine that wants to become one.
+pub const JOIN_PROTOCOL: &[u8] = b"unum-join/1";
 
 /// This node cannot prove who it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read as what it should be.
-    #[error("cannot read {path}")]
+    /// A text cannot be read as what it should be.
+    #[error("{what} cannot be read")]
     Read {
-        /// Its path.
-        path: PathBuf,
+        /// What it should be.
+        what: &'static str,
         /// Why.
         source: rustls_pki_types::pem::Error,
     },
-    /// Others could read the private key.
-    #[error("{0} must be readable by its owner only: chmod 600 {0}")]
-    Exposed(PathBuf),
     /// The certificate is another node's.
-    #[error("the certificate is not that of {0}: issue one with `ssictl pki issue --node {n}`", n = .0.get())]
+    #[error("the certificate is not that of {0}")]
     OtherNode(NodeId),
-    /// The files do not fit together.
+    /// They do not fit together.
     #[error("certificates do not fit together")]
     Fit(#[source] rustls::Error),
-    /// The authority cannot be used to check clients.
+    /// The authority cannot be used to check others.
     #[error("the authority's certificate is of no use")]
     Authority(#[source] rustls::server::VerifierBuilderError),
+    /// None of the authorities made the certificate.
+    #[error("the certificate is of no authority that is believed")]
+    OtherAuthority,
 }
 
 /// Who this node is, for both sides of a handshake.
@@ -72,6 +84,79 @@ pub fn is_of(cert: &CertificateDer<'_>, node: NodeId) -> bool {
         .is_ok()
 }
 
+/// The node that `cert` names, whoever made it.
+pub fn node_of(cert: &CertificateDer<'_>) -> Option<NodeId> {
+    (1..=MAX_NODE)
+        .filter_map(NodeId::new)
+        .find(|node| is_of(cert, *node))
+}
+
+/// Who shook hands with us as a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer<'a> {
+    /// A node of the cluster, with its certificate.
+    Node(&'a CertificateDer<'static>),
+    /// Somebody who wants to join, and may be anybody.
+    Joiner,
+}
+
+/// A handshake went well and the client is still not to be talked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// A client that speaks as a node has to be one.
+    #[error("a node without a certificate")]
+    NoCertificate,
+    /// A node has no need to join.
+    #[error("whoever joins has no certificate")]
+    Certificate,
+    /// Neither protocol was named.
+    #[error("another application protocol")]
+    Protocol,
+}
+
+/// Who the client is, from the application protocol that was agreed on and the certificate that it
+/// proved to own.
+///
+/// # Errors
+/// [`Refused`] unless it is a node with a certificate, or a joiner without.
+pub fn peer_of<'a>(
+    protocol: Option<&[u8]>,
+    cert: Option<&'a CertificateDer<'static>>,
+) -> Result<Peer<'a>, Refused> {
+    match (protocol, cert) {
+        (Some(PROTOCOL), Some(cert)) => Ok(Peer::Node(cert)),
+        (Some(PROTOCOL), None) => Err(Refused::NoCertificate),
+        (Some(JOIN_PROTOCOL), None) => Ok(Peer::Joiner),
+        (Some(JOIN_PROTOCOL), Some(_)) => Err(Refused::Certificate),
+        _ => Err(Refused::Protocol),
+    }
+}
+
+/// What a client of ours is like, whoever it is.
+fn client(mut config: ClientConfig, protocol: &[u8]) -> Arc<ClientConfig> {
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    Arc::new(config)
+}
+
+/// For the connection of a machine that wants to join: it has no certificate, and believes any
+/// node of the authority with the hash `pin`. The name it connects to does not matter. Certificates
+/// that were revoked are not known to it.
+///
+/// # Errors
+/// [`Error::Fit`], when the library cannot do what we need.
+pub fn join_client(pin: CaHash) -> Result<Arc<ClientConfig>, Error> {
+    let provider = provider();
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(Error::Fit)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { pin, provider }))
+        .with_no_client_auth();
+    Ok(client(config, JOIN_PROTOCOL))
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768],
@@ -80,83 +165,104 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let read = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let all = CertificateDer::pem_file_iter(path)
-        .map_err(read)?
+fn certificates(text: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let all = CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(read)?;
+        .map_err(|source| Error::Read { what, source })?;
     if all.is_empty() {
-        Err(read(rustls_pki_types::pem::Error::NoItemsFound))
+        let source = rustls_pki_types::pem::Error::NoItemsFound;
+        Err(Error::Read { what, source })
     } else {
         Ok(all)
     }
 }
 
+/// The certificate of the node that has `credentials`.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn own_certificate(credentials: &Credentials) -> Result<CertificateDer<'static>, Error> {
+    Ok(certificates(&credentials.node, "the node's certificate")?.remove(0))
+}
+
 impl Identity {
-    /// Reads the files that `config` names.
+    /// That of the node `own` with `credentials`, which believes none of the certificates in
+    /// `revoked`. There may be several authorities: each is believed.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn load(config: &Config) -> Result<Self, Error> {
-        let chain = certificates(&config.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| Error::Read {
-            path: config.key.clone(),
-            source,
+    pub fn of(own: NodeId, credentials: &Credentials, revoked: Revoked) -> Result<Self, Error> {
+        let chain = certificates(&credentials.node, "the node's certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(credentials.node.as_bytes()).map_err(|source| {
+            Error::Read {
+                what: "the node's key",
+                source,
+            }
         })?;
-        if config
-            .key
-            .metadata()
-            .is_ok_and(|m| m.permissions().mode() & 0o077 != 0)
-        {
-            return Err(Error::Exposed(config.key.clone()));
-        }
+        let authorities = certificates(&credentials.ca, "the authority's certificate")?;
         let mut roots = RootCertStore::empty();
-        for cert in certificates(&config.ca)? {
-            roots.add(cert).map_err(Error::Fit)?;
+        for cert in &authorities {
+            roots.add(cert.clone()).map_err(Error::Fit)?;
         }
-        if !chain.first().is_some_and(|c| is_of(c, config.node)) {
-            return Err(Error::OtherNode(config.node));
-        }
-        Self::new(Arc::new(roots), chain, key)
+        let cert = chain.first().filter(|c| is_of(c, own));
+        let cert = cert.ok_or(Error::OtherNode(own))?;
+        let ca = authorities.into_iter().find(|ca| issued_by(cert, ca));
+        let ca = ca.ok_or(Error::OtherAuthority)?;
+        Self::new(Arc::new(roots), revoked, chain, ca, key)
     }
 
     fn new(
         roots: Arc<RootCertStore>,
+        revoked: Revoked,
         chain: Vec<CertificateDer<'static>>,
+        ca: CertificateDer<'static>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, Error> {
         let provider = provider();
-        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        let servers: Arc<dyn ServerCertVerifier> =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(Error::Authority)?;
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(Error::Fit)?
-            .with_root_certificates(Arc::clone(&roots))
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Revoking {
+                revoked: revoked.clone(),
+                inner: servers,
+            }))
             .with_client_auth_cert(chain.clone(), key.clone_key())
             .map_err(Error::Fit)?;
-        client.enable_secret_extraction = true;
-        client.resumption = Resumption::disabled();
-        client.enable_sni = false;
-        client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.enable_secret_extraction = true;
+        let client = client(config, PROTOCOL);
 
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-            .build()
-            .map_err(Error::Authority)?;
+        // Whoever wants to join has no certificate: see `peer_of`.
+        let clients: Arc<dyn ClientCertVerifier> =
+            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+                .allow_unauthenticated()
+                .build()
+                .map_err(Error::Authority)?;
+        let mut shown = chain;
+        if shown.last() != Some(&ca) {
+            // By it somebody who wants to join knows us.
+            shown.push(ca);
+        }
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(Error::Fit)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
+            .with_client_cert_verifier(Arc::new(Revoking {
+                revoked,
+                inner: clients,
+            }))
+            .with_single_cert(shown, key)
             .map_err(Error::Fit)?;
         server.enable_secret_extraction = true;
         // A ticket would be a record after the handshake that no one reads once the kernel has the
         // connection.
         server.send_tls13_tickets = 0;
-        server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.alpn_protocols = vec![PROTOCOL.to_vec(), JOIN_PROTOCOL.to_vec()];
         Ok(Self {
-            client: Arc::new(client),
+            client,
             server: Arc::new(server),
         })
     }
@@ -168,90 +274,33 @@ pub(crate) mod testing {
     use super::*;
 
     pub(crate) struct Authority {
-        pub(crate) dir: tempfile::TempDir,
+        ca: pki::Authority,
+        pub(crate) pem: String,
     }
 
     impl Authority {
         pub(crate) fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            pki::init(&dir.path().join("ca")).unwrap();
-            Self { dir }
+            let (ca, pem) = pki::Authority::new("test").unwrap();
+            Self { ca, pem }
         }
 
-        /// Configuration of node `node` of a cluster of `addrs.len()` nodes, certificate included.
-        pub(crate) fn config(&self, node: u16, addrs: &[std::net::SocketAddr]) -> Config {
-            let id = NodeId::new(node).unwrap();
-            let out = self.dir.path().join(id.to_string());
-            pki::issue(
-                &self.dir.path().join("ca"),
-                id,
-                "127.0.0.1".parse().unwrap(),
-                &out,
-            )
-            .unwrap();
-            let mut text = format!(
-                "node = {node}\npeer_dead_after_s = 3\nsocket = \"{d}/socket\"\naudit = \"{d}/audit\"\nca = \"{d}/ca.pem\"\ncert = \"{d}/node.pem\"\nkey = \"{d}/node.key\"\n",
-                d = out.display()
-            );
-            for (i, addr) in addrs.iter().enumerate() {
-                text += &format!("[[nodes]]\nid = {}\naddr = \"{addr}\"\n", i + 1);
+        pub(crate) fn credentials(&self, node: u16) -> Credentials {
+            let (key, request) = pki::request().unwrap();
+            let addr = "127.0.0.1".parse().unwrap();
+            let node = NodeId::new(node).unwrap();
+            let cert = self.ca.sign(&request, node, addr, pki::Validity::default());
+            Credentials {
+                ca: self.pem.clone(),
+                node: key + &cert.unwrap(),
             }
-            Config::parse(Path::new("test"), &text).unwrap()
         }
 
         pub(crate) fn identity(&self, node: u16) -> Identity {
-            let addrs: Vec<_> = (1..=node.max(2))
-                .map(|n| std::net::SocketAddr::from(([127, 0, 0, 1], n)))
-                .collect();
-            Identity::load(&self.config(node, &addrs)).unwrap()
+            let credentials = self.credentials(node);
+            Identity::of(NodeId::new(node).unwrap(), &credentials, Revoked::new()).unwrap()
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_is_of_one_node() {
-        let authority = testing::Authority::new();
-        authority.identity(2);
-        let cert = certificates(&authority.dir.path().join("n2/node.pem"))
-            .unwrap()
-            .remove(0);
-        assert!(is_of(&cert, NodeId::new(2).unwrap()));
-        assert!(!is_of(&cert, NodeId::new(1).unwrap()));
-        assert!(!is_of(&cert, NodeId::new(22).unwrap()));
-    }
-
-    #[test]
-    fn wrong_files_are_refused() {
-        let authority = testing::Authority::new();
-        let addrs = [
-            "127.0.0.1:1".parse().unwrap(),
-            "127.0.0.1:2".parse().unwrap(),
-        ];
-        let good = authority.config(1, &addrs);
-        let other = authority.config(2, &addrs);
-        let with = |cert: &Path, key: &Path| Config {
-            cert: cert.to_owned(),
-            key: key.to_owned(),
-            ..good.clone()
-        };
-        assert!(Identity::load(&good).is_ok());
-        assert!(matches!(
-            Identity::load(&with(&other.cert, &other.key)),
-            Err(Error::OtherNode(_))
-        ));
-        assert!(matches!(
-            Identity::load(&with(&good.cert, &other.key)),
-            Err(Error::Fit(_))
-        ));
-        assert!(matches!(
-            Identity::load(&with(&good.key, &good.key)),
-            Err(Error::Read { .. })
-        ));
-        std::fs::set_permissions(&good.key, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Identity::load(&good), Err(Error::Exposed(_))));
-    }
-}
+mod tests;

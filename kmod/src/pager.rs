@@ -325,7 +325,7 @@ impl Pager {
         let (mut news, mut kept) = (0, 0);
         for run in pages {
             let given = match &memory {
-                Some(m) if GIVES && run.kind == PageKind::Data => self.give(m, &run)?,
+                Some(m) if run.kind == PageKind::Data => self.give(m, &run)?,
                 _ => 0,
             };
             for k in given..run.count {
@@ -540,11 +540,6 @@ impl Pager {
     }
 }
 
-/// Whether pages that arrive are brought straight into the process: not while it is not known why a process
-/// now and then reads what was never there.
-const GIVES: bool = false;
-/// Whether pages that were asked for are left out of what is pushed: not while that is not known either.
-const SKIPS: bool = false;
 /// What a process that has just moved gets to find what it needs first, in ms.
 const BEGINNING_MS: u32 = 100;
 /// Pages pushed at a time while others are asked for now and then; the next when these have been taken, which the target
@@ -700,7 +695,7 @@ impl Source {
         let mut n = 0;
         for k in 0..count {
             let a = addr + (k * PAGE) as u64;
-            if SKIPS && !asked && self.state.lock().was_sent(a) {
+            if !asked && self.state.lock().was_sent(a) {
                 continue;
             }
             let content = match self.range_of(a) {

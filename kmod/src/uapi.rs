@@ -213,11 +213,15 @@ pub enum Reason {
     TargetLost = 30,
     /// Files opened or shared in a way that is not carried (files shared with another process).
     SharedFiles = 31,
+    /// The target does not host processes of that user, or none at all.
+    NotHosted = 32,
+    /// The node, or the target, hears of no majority of the cluster.
+    NoMajority = 33,
 }
 
 impl Reason {
     /// All reasons, for tables and tests.
-    pub const ALL: [Reason; 32] = [
+    pub const ALL: [Reason; 34] = [
         Reason::None,
         Reason::NoProcess,
         Reason::TooOld,
@@ -250,6 +254,8 @@ impl Reason {
         Reason::TargetRefused,
         Reason::TargetLost,
         Reason::SharedFiles,
+        Reason::NotHosted,
+        Reason::NoMajority,
     ];
 
     /// The reason with this number, if there is one.
@@ -292,6 +298,8 @@ impl Reason {
             Reason::TargetRefused => "target-refused",
             Reason::TargetLost => "target-lost",
             Reason::SharedFiles => "shared-files",
+            Reason::NotHosted => "not-hosted",
+            Reason::NoMajority => "no-majority",
         }
     }
 }

@@ -10,6 +10,7 @@
 // memory fork         a child sees everything; writes on one side stay there
 // memory kernel       system calls that read and write pages nobody has looked at since
 // memory mapped PATH  files mapped: private with changes of its own, private of a file without a name, shared read-only
+// memory beside       a file mapped whose pages the kernel keeps in large folios, some changed: looks at the others first
 // memory loop [MIB]   computes over its memory until told, changing all of it: dirty while it moves
 //
 // "Cold" memory is written before READY and not touched until told: after a move it is what has not been fetched.
@@ -391,6 +392,32 @@ static void mapped(const char *path)
 	check_fill("written after all", private, 64 * PAGE, 101);
 }
 
+static void beside(void)
+{
+	const size_t length = 256 * PAGE;
+	unsigned char *private, *want = map(length, PROT_READ | PROT_WRITE);
+	int fd = open("/usr/lib/x86_64-linux-gnu/libc.a", O_RDONLY);
+
+	off_t from = fd >= 0 ? lseek(fd, -(off_t)length, SEEK_END) & -(off_t)PAGE : -1;
+
+	// It was read from end to end, and towards the end the kernel reads ahead in ever larger pieces.
+	must(from > 0 && pread(fd, want, length, from) == (ssize_t)length);
+	private = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, from);
+	must(private != MAP_FAILED && close(fd) == 0);
+	for (size_t page = 0; page < length; page += 8 * PAGE) {
+		memset(want + page, 0x79, PAGE);
+		memset(private + page, 0x79, PAGE);
+	}
+	ready();
+	work_until_told();
+	for (size_t page = 0; page < length; page += PAGE)
+		if (page / PAGE % 8 != 0 && memcmp(private + page, want + page, PAGE) != 0)
+			fail("page %zu is not the file's", page / PAGE);
+	for (size_t page = 0; page < length; page += 8 * PAGE)
+		if (memcmp(private + page, want + page, PAGE) != 0)
+			fail("page %zu is not as it was changed", page / PAGE);
+}
+
 static void loop(size_t mib)
 {
 	size_t words = (mib << 20) / 8;
@@ -432,6 +459,8 @@ int main(int argc, char **argv)
 		kernel();
 	else if (strcmp(what, "mapped") == 0)
 		mapped(argc > 2 ? argv[2] : "/tmp/mapped");
+	else if (strcmp(what, "beside") == 0)
+		beside();
 	else if (strcmp(what, "loop") == 0)
 		loop(mib);
 	else

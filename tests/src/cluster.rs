@@ -82,7 +82,7 @@ impl Cluster {
             "vm/cluster up failed: {}",
             output.evidence()
         );
-        if cluster.has_ssi() {
+        if cluster.is_formed() {
             cluster.wait_linked(&cluster.nodes())?;
         }
         Ok(cluster)
@@ -91,6 +91,16 @@ impl Cluster {
     /// Whether the module and the daemon are there.
     pub fn has_ssi(&self) -> bool {
         !self.shape.options.contains(&"--no-ssi")
+    }
+
+    /// Whether its machines are a cluster from the beginning.
+    pub fn is_formed(&self) -> bool {
+        self.has_ssi() && !self.shape.options.contains(&"--no-form")
+    }
+
+    /// Whether systemd starts the daemon.
+    fn has_systemd(&self) -> bool {
+        self.shape.options.contains(&"--systemd")
     }
 
     /// Whether pages travel only when asked for.
@@ -330,12 +340,18 @@ impl Cluster {
 
     /// Ends the daemon of a node, as an operator would.
     pub fn stop_daemon(&self, node: Node) -> Result<()> {
+        if self.has_systemd() {
+            return self.sh(node, "systemctl stop ssid").map(drop);
+        }
         let script = "pkill -x ssid; for i in $(seq 100); do pgrep -x ssid >/dev/null || exit 0; sleep 0.1; done; exit 1";
         self.sh(node, script).context("ssid does not end").map(drop)
     }
 
     /// Starts it again.
     pub fn start_daemon(&self, node: Node) -> Result<()> {
+        if self.has_systemd() {
+            return self.sh(node, "systemctl start ssid").map(drop);
+        }
         let script = "setsid ssid --config /etc/ssid/ssid.toml </dev/null >>/var/log/ssid.log 2>&1 & sleep 0.5";
         self.sh(node, script).map(drop)
     }
@@ -371,8 +387,12 @@ impl Cluster {
             if !self.has_ssi() {
                 continue;
             }
-            let log = ["tail", "-n", "12", "/var/log/ssid.log"];
-            if let Ok(output) = self.exec_with(node, &log, b"", Duration::from_secs(10)) {
+            let log: &[&str] = if self.has_systemd() {
+                &["journalctl", "-u", "ssid", "-n", "12", "--no-pager"]
+            } else {
+                &["tail", "-n", "12", "/var/log/ssid.log"]
+            };
+            if let Ok(output) = self.exec_with(node, log, b"", Duration::from_secs(10)) {
                 words += &end_of(&format!("log of ssid on {node}"), &output.text());
             }
         }

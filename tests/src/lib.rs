@@ -13,6 +13,7 @@
 pub mod cluster;
 pub mod controls;
 pub mod failures;
+pub mod forming;
 pub mod garbage;
 pub mod host;
 pub mod lines;
@@ -23,9 +24,11 @@ pub mod pressure;
 pub mod proc;
 pub mod programs;
 pub mod refusals;
+pub mod rights;
 pub mod ssictl;
 pub mod state;
 pub mod suite;
+pub mod systemd;
 pub mod terminal;
 pub mod tool;
 
@@ -65,7 +68,7 @@ const APART: [&str; 7] = [
 ];
 
 /// What runs once more where pages come one by one and only when asked for, with one move.
-const LAZY: [&str; 9] = [
+const LAZY: [&str; 10] = [
     "memory-hold",
     "memory-grow",
     "memory-discard",
@@ -73,6 +76,7 @@ const LAZY: [&str; 9] = [
     "memory-protect",
     "memory-kernel",
     "memory-fork",
+    "memory-beside",
     "threads-mixed",
     "shared",
 ];
@@ -92,6 +96,7 @@ pub fn all() -> Vec<Test> {
     let others = || {
         let parts = [
             tool::tests(),
+            rights::tests(),
             refusals::tests(),
             module::tests(),
             garbage::tests(),
@@ -114,6 +119,8 @@ pub fn all() -> Vec<Test> {
         .chain(pressure::tests())
         .chain(again(Leg::Checkers, &CHECKED))
         .chain(again(Leg::Apart, &APART))
+        .chain(forming::tests())
+        .chain(systemd::tests())
         .chain(controls::tests())
         .collect()
 }

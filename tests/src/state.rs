@@ -77,6 +77,7 @@ pub fn tests() -> Vec<Test> {
             sleep(cluster, kind)
         }));
     }
+    tests.push(Test::new("memory-beside", beside));
     tests.push(Test::new("sleep-others", sleep_others));
     for kind in ["pause", "sigsuspend", "futex-forever", "poll-forever"] {
         tests.push(Test::new(format!("sleep-{kind}"), move |cluster| {
@@ -128,6 +129,18 @@ fn contents(cluster: &Cluster, name: &str) -> Result<()> {
     let got = cluster.sh(N1, &format!("cat {path}"))?;
     ensure!(got == want, "{path} at home holds {got:?}, not {want:?}");
     Ok(())
+}
+
+/// A mapped file that is in the page cache in pieces of many pages: one of them must not bring the others.
+fn beside(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes() {
+        cluster.sh(
+            node,
+            "echo 1 > /proc/sys/vm/drop_caches; cat /usr/lib/x86_64-linux-gnu/libc.a > /dev/null",
+        )?;
+    }
+    let start = Start::guest("memory beside");
+    trip(cluster, &start, Doing::Computing, &ROUTE)
 }
 
 /// Sleeps long, goes through all nodes meanwhile, and must wake when its time is over.

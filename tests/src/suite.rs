@@ -25,6 +25,10 @@ pub enum Leg {
     Checkers,
     /// Three nodes that booted by themselves, at different times.
     Apart,
+    /// Three nodes whose process 1 is systemd, and ssid a service of it.
+    Systemd,
+    /// Four machines that are in no cluster.
+    Forming,
     /// Three nodes with a module that can be told to do its work wrong.
     Broken,
 }
@@ -39,6 +43,8 @@ impl Leg {
             Leg::Small => "small",
             Leg::Checkers => "checkers",
             Leg::Apart => "apart",
+            Leg::Systemd => "systemd",
+            Leg::Forming => "forming",
             Leg::Broken => "broken",
         }
     }
@@ -51,6 +57,8 @@ impl Leg {
             // Slabs that are checked take several times their size.
             Leg::Checkers => (3, &["--checkers", "--mem", "1024"]),
             Leg::Apart => (3, &[]),
+            Leg::Systemd => (3, &["--systemd"]),
+            Leg::Forming => (4, &["--template", "--no-form"]),
             Leg::Broken => (3, &["--template", "--bench"]),
         };
         let lazy = matches!(self, Leg::Lazy | Leg::Small);

@@ -23,16 +23,17 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-node-names", node_names),
         Test::new("tool-report", report),
         Test::new("tool-wait", wait),
-        Test::new("tool-users", users),
         Test::new("tool-mistakes", mistakes),
         Test::new("tool-audit", audit),
         Test::new("tool-status", status),
         Test::new("tool-service", service),
+        Test::new("tool-metrics", metrics),
         Test::new("pid-ranges", pid_ranges),
     ]
 }
 
-fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
+/// A program that computes until told, ready.
+pub(crate) fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
     let proc = Proc::start(cluster, &Start::guest("spin"))?;
     proc.ready()?;
     Ok(proc)
@@ -176,43 +177,6 @@ fn wait(cluster: &Cluster) -> Result<()> {
     proc.must_pass()
 }
 
-/// A user moves his own processes and no others.
-fn users(cluster: &Cluster) -> Result<()> {
-    let as_user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-    let mut roots = spin(cluster)?;
-    let command = |pid: u32, to: Node| {
-        format!("{as_user} ssictl migrate {pid} --to {to} -o json 2>&1; echo status $?")
-    };
-    let answer = cluster.sh(N1, &command(roots.pid(), N2))?;
-    ensure!(
-        !answer.contains("status 0"),
-        "a user moved a process of root: {answer}"
-    );
-    prove_runs(cluster, roots.pid(), "spin", N1, N1, Doing::Computing)?;
-    roots.must_pass()?;
-
-    let path = cluster.program(crate::cluster::Kind::Dynamic, "spin", &cluster.nodes())?;
-    let words: Vec<&str> = as_user.split(' ').chain([path.as_str()]).collect();
-    let mut own = Proc::start(cluster, &Start::system(&words))?;
-    own.ready()?;
-    let answer = cluster.sh(N1, &command(own.pid(), N2))?;
-    ensure!(
-        answer.contains("status 0"),
-        "a user could not move his own process: {answer}"
-    );
-    prove_runs(cluster, own.pid(), "spin", N1, N2, Doing::Computing)?;
-    let ids = cluster.sh(
-        N2,
-        &format!(
-            "grep -E '^(Uid|Gid|Groups)' /proc/{}/status | xargs",
-            own.pid()
-        ),
-    )?;
-    let want = "Uid: 65534 65534 65534 65534 Gid: 65534 65534 65534 65534 Groups:";
-    ensure!(ids.trim() == want, "on n2 it runs as {ids}");
-    own.must_pass()
-}
-
 /// What the audit log of a node holds, one JSON object after the other.
 fn records(cluster: &Cluster, on: Node) -> Result<Vec<Value>> {
     let text = cluster.sh(on, "cat /var/lib/ssid/audit/*.jsonl")?;
@@ -337,6 +301,60 @@ fn status(cluster: &Cluster) -> Result<()> {
         text.evidence()
     );
     Ok(())
+}
+
+/// Monitoring gets counters and verdicts over HTTP, on the node itself only.
+fn metrics(cluster: &Cluster) -> Result<()> {
+    let get = |on: Node, path: &str| {
+        let script = format!(
+            "import urllib.request as u, urllib.error as e
+try:
+    r = u.urlopen('http://127.0.0.1:7401{path}', timeout=30)
+except e.HTTPError as error:
+    r = error
+print(r.status, r.read().decode())"
+        );
+        cluster.sh(on, &format!("python3 -c \"{script}\""))
+    };
+    let value = |on: Node, name: &str| -> Result<u64> {
+        let text = get(on, "/metrics")?;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        let number = line.with_context(|| format!("{on} has no {name}: {text}"))?;
+        Ok(number.trim().parse()?)
+    };
+    for path in ["/healthz", "/readyz"] {
+        let said = get(N1, path)?;
+        ensure!(said.starts_with("200 ok"), "{path}: {said}");
+    }
+    ensure!(get(N1, "/other")?.starts_with("404 "));
+    ensure!(value(N1, "unum_peer_up{peer=\"n2\"}")? == 1);
+    let before = value(N1, "unum_migrations_out_total")?;
+    let mut proc = spin(cluster)?;
+    hop(&proc, "spin", Doing::Computing, N2)?;
+    ensure!(value(N1, "unum_migrations_out_total")? == before + 1);
+    ensure!(value(N1, "unum_deputies")? >= 1 && value(N2, "unum_guests")? >= 1);
+    proc.must_pass()?;
+    let outside = "exec 3<>/dev/tcp/10.77.0.1/7401 && echo open; true";
+    let said = cluster.sh(N2, &format!("bash -c '{outside}' 2>/dev/null; true"))?;
+    ensure!(!said.contains("open"), "others reach it");
+
+    // Alone among three it is well, but not ready.
+    let body = || -> Result<()> {
+        cluster.on_all(&[N2, N3], |node| cluster.stop_daemon(node))?;
+        eventually(Duration::from_secs(30), || {
+            let said = get(N1, "/readyz")?;
+            Ok((said.trim() != "503 no majority of the cluster is heard of").then_some(said))
+        })?;
+        ensure!(get(N1, "/healthz")?.starts_with("200 ok"));
+        ensure!(value(N1, "unum_peer_up{peer=\"n2\"}")? == 0);
+        Ok(())
+    };
+    let result = body();
+    cluster.on_all(&[N2, N3], |node| cluster.start_daemon(node))?;
+    cluster.wait_linked(&cluster.nodes())?;
+    result
 }
 
 /// The daemon tells a service manager when it serves, that it lives, and when it ends; SIGHUP makes it read its files again.

@@ -2,13 +2,14 @@
 
 //! The grammar of the command line.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use ssi::id::MAX_NODE;
 use ssid::config::DEFAULT_SOCKET;
-use ssid::core::chain::Hash;
+use ssid::core::hash::Hash;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -17,7 +18,7 @@ Exit status:
   2    wrong usage
   3    the daemon, a node or the module is not running, or the cluster is degraded
   4    no such process or node, or not permitted
-  5    refused: the process cannot move; the reason code says why
+  5    refused: the process cannot move, or the cluster does not do it; the reason code says why
   124  not done in time";
 
 /// Moves running processes between the nodes of a Unum cluster and shows where they are.
@@ -49,9 +50,6 @@ pub(crate) enum Command {
     /// The cluster as a whole
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Certificates
-    #[command(subcommand)]
-    Pki(PkiCommand),
     /// The record of who was let in and who moved what
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -70,13 +68,11 @@ impl Command {
         let output = match self {
             Command::Migrate(a) => a.output,
             Command::Why(a) => a.output,
-            Command::Ps(a)
-            | Command::Node(NodeCommand::Ls(a))
-            | Command::Cluster(ClusterCommand::Status(a)) => a.output,
+            Command::Ps(a) | Command::Version(a) => a.output,
+            Command::Node(command) => command.output(),
+            Command::Cluster(command) => command.output(),
             Command::Audit(AuditCommand::Verify(a)) => a.output,
-            Command::Version(_) | Command::Pki(_) | Command::Man(_) | Command::Completions(_) => {
-                Output::Text
-            }
+            Command::Man(_) | Command::Completions(_) => Output::Text,
         };
         output == Output::Json
     }
@@ -136,47 +132,189 @@ pub(crate) struct Show {
 pub(crate) enum NodeCommand {
     /// List the nodes as this one sees them
     Ls(Show),
+    /// Show all about a node
+    Show(NodeShow),
+    /// Make this machine a node of a cluster
+    Join(NodeJoin),
+    /// Take this node out of its cluster
+    Leave(NodeLeave),
+    /// Take another node out that is dead, or with --force one that is alive
+    Remove(NodeRemove),
+    /// Take another node out at once, alive or not, and believe its certificates no more
+    Revoke(NodeName),
+    /// Let nothing new move to a node; what runs there stays
+    Cordon(NodeName),
+    /// Let processes move to a node again
+    Uncordon(NodeName),
+}
+
+impl NodeCommand {
+    fn output(&self) -> Output {
+        match self {
+            NodeCommand::Ls(a) => a.output,
+            NodeCommand::Show(a) => a.output,
+            NodeCommand::Join(a) => a.output,
+            NodeCommand::Leave(_)
+            | NodeCommand::Remove(_)
+            | NodeCommand::Revoke(_)
+            | NodeCommand::Cordon(_)
+            | NodeCommand::Uncordon(_) => Output::Text,
+        }
+    }
+}
+
+/// Commands about one node.
+#[derive(Args, Debug)]
+pub(crate) struct NodeName {
+    /// The node: `2`, `n2` or its name
+    pub(crate) node: String,
+}
+
+/// `ssictl node show`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeShow {
+    /// The node: `2`, `n2` or its name
+    pub(crate) node: String,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl node join`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeJoin {
+    /// A node of the cluster: an IP address, with or without a port
+    #[arg(value_name = "ADDR")]
+    pub(crate) door: String,
+    /// Token, as `ssictl cluster token create` told it
+    #[arg(long, env = "SSI_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// Hash of the cluster's authority, told along with the token
+    #[arg(long, value_name = "HASH")]
+    pub(crate) ca_hash: String,
+    /// Name of this node; n and its number if not said
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where the others reach this node: an IP address, with or without a port; the one it
+    /// connects from if not said
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub(crate) addr: Option<String>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl node leave`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeLeave {
+    /// Even if processes end by it, or the other nodes cannot be told
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `ssictl node remove`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeRemove {
+    /// The node: `2`, `n2` or its name
+    pub(crate) node: String,
+    /// Even if it is alive
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// `ssictl cluster`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
+    /// Found a cluster with this machine as its first node, and say how others join
+    Init(ClusterInit),
     /// Ask every node how the cluster is; exit status 3 when something is wrong
     Status(Show),
+    /// Tokens, which let machines join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The authority that certifies nodes
+    #[command(subcommand)]
+    Ca(CaCommand),
 }
 
-/// `ssictl pki`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum PkiCommand {
-    /// Make the cluster's certificate authority
-    Init(PkiInit),
-    /// Make the certificate of a node
-    Issue(PkiIssue),
+impl ClusterCommand {
+    fn output(&self) -> Output {
+        match self {
+            ClusterCommand::Init(a) => a.output,
+            ClusterCommand::Status(a) | ClusterCommand::Token(TokenCommand::Ls(a)) => a.output,
+            ClusterCommand::Token(TokenCommand::Create(a)) => a.output,
+            ClusterCommand::Token(TokenCommand::Rm { .. }) | ClusterCommand::Ca(_) => Output::Text,
+        }
+    }
 }
 
-/// `ssictl pki init`.
+/// `ssictl cluster init`.
 #[derive(Args, Debug)]
-pub(crate) struct PkiInit {
-    /// Directory of the authority; it must not hold one
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: PathBuf,
-}
-
-/// `ssictl pki issue`.
-#[derive(Args, Debug)]
-pub(crate) struct PkiIssue {
-    /// Directory of the authority
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: PathBuf,
-    /// The node: `2` or `n2`
+pub(crate) struct ClusterInit {
+    /// Name of the cluster; `unum` if not said
     #[arg(long)]
-    pub(crate) node: String,
-    /// Its address
-    #[arg(long, value_name = "IP")]
-    pub(crate) addr: IpAddr,
-    /// Where to write ca.pem, node.pem and node.key
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    pub(crate) name: Option<String>,
+    /// Name of this node; n1 if not said
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// Where the others reach this node: an IP address, with or without a port; needed if the machine
+    /// has several
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub(crate) addr: Option<String>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl cluster token`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token, and say how a machine joins with it
+    Create(TokenCreate),
+    /// List the tokens that can still be used
+    Ls(Show),
+    /// Let nobody join with a token any more
+    Rm {
+        /// The part before the dot
+        id: String,
+    },
+}
+
+/// `ssictl cluster token create`.
+#[derive(Args, Debug)]
+pub(crate) struct TokenCreate {
+    /// How long it is good for: 90s, 15m, 24h or 7d
+    #[arg(long, default_value = "24h", value_parser = span)]
+    pub(crate) ttl: Duration,
+    /// For so many machines; for as many as a cluster can have if not said
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NODE)))]
+    pub(crate) uses: Option<u16>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl cluster ca`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaCommand {
+    /// Have another authority; every node gets a certificate of it before the old one is given up
+    Rotate,
+}
+
+/// A span of time: a number and s, m, h or d.
+fn span(text: &str) -> Result<Duration, &'static str> {
+    const WRONG: &str = "a number and s, m, h or d is wanted";
+    let unit_s = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 24 * 3600,
+        _ => return Err(WRONG),
+    };
+    let digits = text.get(..text.len() - 1).unwrap_or_default();
+    let number: u64 = digits.parse().map_err(|_| WRONG)?;
+    let seconds = number.checked_mul(unit_s).filter(|s| *s > 0);
+    seconds.map(Duration::from_secs).ok_or(WRONG)
 }
 
 /// `ssictl audit`.
@@ -232,6 +370,9 @@ mod tests {
             "ssictl migrate x --to n2",
             "ssictl ps -o xml",
             "ssictl audit verify --head 12",
+            "ssictl cluster token create --ttl 3x",
+            "ssictl cluster token create --ttl 0h",
+            "ssictl node join 10.0.0.1 --token a.b",
         ] {
             let e = Arguments::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(e.exit_code(), 2, "{line}");

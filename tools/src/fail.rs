@@ -14,7 +14,6 @@ use crate::out;
 
 /// Exit statuses; clap itself exits with 2 on wrong usage.
 const FAILED: u8 = 1;
-const USAGE: u8 = 2;
 pub(crate) const NOT_RUNNING: u8 = 3;
 const NOT_FOUND: u8 = 4;
 const REFUSED: u8 = 5;
@@ -48,11 +47,6 @@ impl Fail {
     /// A check that came out badly.
     pub(crate) fn said(message: impl Into<String>, hint: &str) -> Self {
         Self::new(FAILED, message, hint)
-    }
-
-    /// An argument that means nothing.
-    pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self::new(USAGE, message, "")
     }
 
     /// Not done in time.

@@ -7,17 +7,17 @@ mod ask;
 mod audit;
 mod cli;
 mod fail;
+mod govern;
 mod migrate;
 mod out;
 mod pages;
-mod pki;
 mod show;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Arguments, AuditCommand, ClusterCommand, Command, NodeCommand, PkiCommand};
+use cli::{Arguments, AuditCommand, ClusterCommand, Command, NodeCommand};
 use fail::Fail;
 
 fn main() -> ExitCode {
@@ -37,9 +37,19 @@ fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
         Command::Migrate(a) => migrate::migrate(socket, &a),
         Command::Why(a) => migrate::why(socket, &a),
         Command::Ps(a) => show::ps(socket, a.output),
-        Command::Node(NodeCommand::Ls(a)) => show::nodes(socket, a.output),
-        Command::Pki(PkiCommand::Init(a)) => pki::init(&a),
-        Command::Pki(PkiCommand::Issue(a)) => pki::issue(&a),
+        Command::Node(command) => match command {
+            NodeCommand::Ls(a) => show::nodes(socket, a.output),
+            NodeCommand::Show(a) => govern::show(socket, &a),
+            NodeCommand::Join(a) => govern::join(socket, &a),
+            NodeCommand::Leave(a) => govern::leave(socket, &a),
+            NodeCommand::Remove(a) => govern::remove(socket, &a),
+            NodeCommand::Revoke(a) => govern::revoke(socket, &a.node, true),
+            NodeCommand::Cordon(a) => govern::cordon(socket, &a, true),
+            NodeCommand::Uncordon(a) => govern::cordon(socket, &a, false),
+        },
+        Command::Cluster(ClusterCommand::Init(a)) => govern::init(socket, &a),
+        Command::Cluster(ClusterCommand::Token(a)) => govern::token(socket, &a),
+        Command::Cluster(ClusterCommand::Ca(a)) => govern::authority(socket, &a),
         Command::Audit(AuditCommand::Verify(a)) => audit::verify(&a),
         Command::Version(a) => show::version(socket, a.output),
         Command::Man(a) => pages::man(&a),

@@ -15,7 +15,7 @@ use crate::fail::{Fail, NOT_RUNNING};
 use crate::out;
 
 /// A table without lines, its first `numbers` columns to the right.
-fn table<const N: usize>(header: [&str; N], numbers: &[usize]) -> Table {
+pub(crate) fn table<const N: usize>(header: [&str; N], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header);
@@ -30,7 +30,8 @@ fn table<const N: usize>(header: [&str; N], numbers: &[usize]) -> Table {
     table
 }
 
-fn print(table: &Table) -> Result<(), Fail> {
+/// Writes a table.
+pub(crate) fn print(table: &Table) -> Result<(), Fail> {
     table
         .to_string()
         .lines()
@@ -80,9 +81,11 @@ pub(crate) fn nodes(socket: &Path, output: Output) -> Result<(), Fail> {
     if output == Output::Json {
         return out::json(&reply.nodes);
     }
-    let mut rows = table(["ID", "NAME", "ADDRESS", "STATE"], &[0]);
+    let mut rows = table(["ID", "NAME", "ADDRESS", "STATE", "ROLE"], &[0]);
     for n in reply.nodes {
-        rows.add_row([n.id.to_string(), n.name, n.addr, n.state]);
+        let cordoned = if n.cordoned { " (cordoned)" } else { "" };
+        let state = n.state + cordoned;
+        rows.add_row([n.id.to_string(), n.name, n.addr, state, n.role]);
     }
     print(&rows)
 }

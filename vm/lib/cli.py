@@ -10,8 +10,8 @@ import sys
 
 USAGE = """\
 usage: vm/cluster VERB ...
-  up N [--cpus C] [--mem MIB] [--template] [--checkers] [--no-ssi] [--bench [--plain]]
-                          boot nodes n1..nN, load the module, start ssid on each
+  up N [--cpus C] [--mem MIB] [--template] [--checkers] [--systemd] [--no-ssi | --no-form] [--bench [--plain]]
+                          boot nodes n1..nN, load the module, start ssid on each, form a cluster
   down                    end all nodes; their logs stay in the directory that is printed
   exec NODE [-t] -- CMD.. run a command; -t gives it a terminal
   push NODE SRC DST       copy a file into a node
@@ -27,7 +27,9 @@ usage: vm/cluster VERB ...
 NODE is `2` or `n2`. The environment variable CLUSTER names the cluster (default: unum).
   --template  starts copies of one VM that has booted, which is faster; they differ in less than nodes should
   --checkers  turns the stock kernel's own checkers on
+  --systemd   process 1 is systemd, and ssid a service of it; not with --template
   --no-ssi    only boots; neither module nor ssid
+  --no-form   leaves it at ssid on each: they are in no cluster
   --bench     takes module and programs of build/bench/, which are not for use
   --plain     makes its links without TLS
 """
@@ -126,7 +128,8 @@ def verb_console(args):
 
 
 def verb_up(args):
-    options = {"cpus": 2, "mem": 512, "template": False, "checkers": False, "bench": False, "plain": False, "ssi": True}
+    options = {"cpus": 2, "mem": 512, "ssi": True, "form": True}
+    options |= dict.fromkeys(("template", "checkers", "systemd", "bench", "plain"), False)
     count = None
     args = list(args)
     while args:
@@ -135,10 +138,12 @@ def verb_up(args):
             if not args or not args[0].isdecimal():
                 raise Usage(f"{word} needs a number")
             options[word[2:]] = int(args.pop(0))
-        elif word in ("--template", "--checkers", "--bench", "--plain"):
+        elif word in ("--template", "--checkers", "--systemd", "--bench", "--plain"):
             options[word[2:]] = True
         elif word == "--no-ssi":
             options["ssi"] = False
+        elif word == "--no-form":
+            options["form"] = False
         elif word.isdecimal() and count is None and 1 <= int(word) <= 8:
             count = int(word)
         else:
@@ -147,6 +152,8 @@ def verb_up(args):
         raise Usage("up N and its options")
     if options["plain"] and not options["bench"]:
         raise Usage("--plain needs --bench: ordinary programs know no plain links")
+    if options["systemd"] and options["template"]:
+        raise Usage("--systemd boots every node: there is no template of it")
     cluster().up(count, options)
 
 

@@ -7,7 +7,7 @@ All that is known about it lies in one directory:
   cluster.json        what `up` was asked for, and the paths of kernel, initramfs and root image
   switch.pid, net/    the switch between the nodes: its control socket `ctl` and a socket for each node
   n0/                 the node a template is made from, for as long as that takes
-  nK/                 node K: console.log, qemu.log, pid, qmp (QEMU's control socket), eP (its session ports)
+  nK/                 node K: its disk, console.log, qemu.log, pid, qmp (QEMU's control socket), eP (its session ports)
 """
 
 import concurrent.futures
@@ -43,6 +43,9 @@ START_TIMEOUT_S = 30
 LONG_S = 240
 """To boot and to form takes less; what takes longer says where it stands."""
 
+DISK = "64M"
+"""Of each node, for what must outlive a power cut: /var/lib/ssid."""
+
 LOGS_KEPT_S = 24 * 3600
 """Tests name their clusters anew each time, so there would be ever more logs."""
 
@@ -50,6 +53,8 @@ TEMPLATE_KEPT_S = 3 * 24 * 3600
 """Templates are big, and every change of the agent makes new ones."""
 
 CHECKERS = "slab_debug=FZPU page_poison=1 kfence.sample_interval=50 panic_on_warn=1 hung_task_panic=1"
+
+SYSTEMD = "unum.systemd systemd.show_status=no"
 
 
 def say(text):
@@ -131,9 +136,10 @@ class Cluster:
         for program in ("agent", "switch"):
             if not os.path.exists(os.path.join(BUILD, program)):
                 raise Failure(f"build/{program} is not built: run make vm")
-        images = subprocess.run(
-            [os.path.join(TOP, "vm/image"), os.path.join(BUILD, "agent")], stdout=subprocess.PIPE, check=False
-        )
+        line = [os.path.join(TOP, "vm/image"), os.path.join(BUILD, "agent")]
+        if options["systemd"]:
+            line.append("--systemd")
+        images = subprocess.run(line, stdout=subprocess.PIPE, check=False)
         if images.returncode != 0:
             raise Failure("the VM image cannot be made: see the lines above")
         # Not before: the first image of a machine takes its time.
@@ -165,12 +171,12 @@ class Cluster:
                 self.power_on(node)
             with open(os.path.join(self.state, "cluster.json"), "w") as file:
                 json.dump(self._config, file, indent=2)
-            if with_ssi:
-                ssi.prepare(self)
             self.on_all(self.boot)
             say(f"{count} nodes booted in {time.monotonic() - began:.1f} s")
             if with_ssi:
                 self.on_all(lambda node: ssi.start_ssi(self, node))
+                if options["form"]:
+                    ssi.form(self)
                 ssi.wait_until_ready(self)
                 say(f"the cluster is up after {time.monotonic() - began:.1f} s")
         except BaseException:
@@ -218,6 +224,8 @@ class Cluster:
         append = f"console=ttyS0 loglevel=5 panic=-1 unum.node={name}"
         if config["checkers"]:
             append += " " + CHECKERS
+        if config["systemd"]:
+            append += " " + SYSTEMD
         line = [
             config["qemu"], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35", *config["accel"], "-smp", str(config["cpus"]), "-m", str(config["mem"]),
@@ -227,6 +235,8 @@ class Cluster:
             "-qmp", f"unix:{self.path(node, 'qmp')},server=on,wait=off",
             "-drive", f"file={config['root']},if=none,id=root,format=raw,readonly=on,file.locking=off",
             "-device", "virtio-blk-pci,drive=root",
+            "-drive", f"file={self.path(node, 'disk')},if=none,id=disk,format=raw",
+            "-device", "virtio-blk-pci,drive=disk",
             "-netdev", f"stream,id=net,server=off,addr.type=unix,addr.path={self.state}/net/n{node or 1}",
             "-device", f"virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:00:{name:02x}",
             # Tells a copy of the template that it is one: its random numbers must differ.
@@ -274,6 +284,13 @@ class Cluster:
 
     def power_on(self, node):
         """Starts a node's VM and waits until it can be talked to; the kernel in it has yet to boot."""
+        disk = self.path(node, "disk")
+        if not os.path.exists(disk):
+            done = subprocess.run(
+                ["mkfs.ext4", "-q", disk, DISK], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                raise Failure(f"no disk for n{node}: {done.stderr.strip()}")
         with open(self.path(node, "qemu.log"), "ab") as log:
             process = subprocess.Popen(
                 self.qemu(node), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -326,7 +343,7 @@ class Cluster:
                     raise channel.Silent(f"n{node} does not read its template")
                 time.sleep(0.02)
             qmp.command(control, "cont")
-            command, timeout = ["/usr/lib/unum/boot", str(node), f"{time.time():.3f}"], START_TIMEOUT_S
+            command, timeout = ["/usr/lib/unum/boot", str(node)], START_TIMEOUT_S
         try:
             status, _, said = channel.capture(self.path(node), command, timeout=timeout)
         except channel.Gone as error:

@@ -4,7 +4,6 @@
 
 import json
 import os
-import subprocess
 import time
 
 import channel
@@ -12,38 +11,18 @@ from cli import Failure
 
 READY_TIMEOUT_S = 120
 
-CONFIG = """\
-node = {node}
-ca = "/etc/ssid/ca.pem"
-cert = "/etc/ssid/node.pem"
-key = "/etc/ssid/node.key"
-"""
-CONFIG_NODE = """
-[[nodes]]
-id = {node}
-name = "n{node}"
-addr = "10.77.0.{node}"
-"""
-
+NOT_RUNNING = 3
+"""Exit status of ssictl when the daemon, or another node, is not there."""
 
 PROGRAMS = {"ssi.ko": "/ssi/ssi.ko", "ssid": "/usr/sbin/ssid", "ssictl": "/usr/bin/ssictl"}
 """What a node needs, and where it goes."""
+
+UNIT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../../daemon/ssid.service"))
 
 
 def is_built(directory):
     """Whether everything is there that a node needs."""
     return all(os.path.exists(os.path.join(directory, name)) for name in PROGRAMS)
-
-
-def tool(cluster, *words):
-    """Runs the cluster's ssictl on this machine."""
-    line = [os.path.join(cluster.config["programs"], "ssictl"), *words]
-    try:
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
-    except subprocess.TimeoutExpired:
-        raise Failure(f"{' '.join(line)} does not end") from None
-    if done.returncode != 0:
-        raise Failure(f"{' '.join(line)} failed: {done.stderr.strip()}")
 
 
 def in_node(cluster, node, *words, timeout=60):
@@ -54,42 +33,66 @@ def in_node(cluster, node, *words, timeout=60):
     return out
 
 
-def prepare(cluster):
-    """Makes what all nodes share: the cluster's authority, and each node's certificate and configuration."""
-    pki = os.path.join(cluster.state, "pki")
-    tool(cluster, "pki", "init", "--dir", pki)
-    for node in cluster.nodes:
-        out = cluster.path(node, "etc")
-        tool(cluster, "pki", "issue", "--dir", pki, "--node", str(node), "--addr", f"10.77.0.{node}", "--out", out)
-        with open(os.path.join(out, "ssid.toml"), "w") as file:
-            file.write(CONFIG.format(node=node))
-            if cluster.config["plain"]:
-                file.write("plain_links = true\n")
-            file.writelines(CONFIG_NODE.format(node=other) for other in cluster.nodes)
-
-
 def install(cluster, node):
-    """Copies module, programs and what `prepare` has made into a node."""
+    """Copies module and programs into a node."""
     directory = cluster.path(node)
     for name, path in PROGRAMS.items():
         if channel.push(directory, os.path.join(cluster.config["programs"], name), path) != 0:
             raise Failure(f"n{node}: {name} cannot be copied")
-    etc = cluster.path(node, "etc")
-    for name in os.listdir(etc):
-        if channel.push(directory, os.path.join(etc, name), f"/etc/ssid/{name}") != 0:
-            raise Failure(f"n{node}: {name} cannot be copied")
+    if cluster.config["systemd"]:
+        if channel.push(directory, UNIT, "/etc/systemd/system/ssid.service") != 0:
+            raise Failure(f"n{node}: the unit cannot be copied")
+        in_node(cluster, node, "systemctl", "enable", "ssid")
 
 
 def start_ssi(cluster, node):
     """Loads the module and starts the daemon, as an operator would."""
     in_node(cluster, node, "insmod", "/ssi/ssi.ko")
+    config = "plain_links = true" if cluster.config["plain"] else "# Everything has its default."
+    in_node(cluster, node, "sh", "-c", f"mkdir -p /etc/ssid && echo '{config}' >/etc/ssid/ssid.toml")
+    if cluster.config["systemd"]:
+        in_node(cluster, node, "systemctl", "start", "ssid", timeout=READY_TIMEOUT_S)
+        return
     # A session of its own, and no stream of ours, so that it outlives the command that starts it.
-    start = "exec setsid ssid --config /etc/ssid/ssid.toml </dev/null >>/var/log/ssid.log 2>&1 &"
+    start = "exec setsid ssid </dev/null >>/var/log/ssid.log 2>&1 &"
     in_node(cluster, node, "sh", "-c", start)
 
 
+def form(cluster):
+    """Founds a cluster on the first node and has the others join it, one after the other: so each has its number."""
+    print("n1: ssictl cluster init", flush=True)
+    line = json.loads(ssictl(cluster, 1, "cluster", "init", "--addr", "10.77.0.1", "-o", "json"))
+    for node in cluster.nodes[1:]:
+        print(f"n{node}: ssictl node join {line['addr']} --token ... --ca-hash ...", flush=True)
+        ssictl(cluster, node, "node", "join", line["addr"], "--token", line["token"], "--ca-hash", line["ca_hash"])
+
+
+def ssictl(cluster, node, *words):
+    """Runs ssictl in a node once its daemon is there; returns its output."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        status, out, err = channel.capture(cluster.path(node), ["ssictl", *words], timeout=READY_TIMEOUT_S)
+        if status == 0:
+            return out
+        if status != NOT_RUNNING or time.monotonic() > deadline:
+            raise Failure(f"n{node}: ssictl {' '.join(words[:2])}: {(err or out).strip()}\n{log(cluster, node)}")
+        time.sleep(0.1)
+
+
+def log(cluster, node):
+    """The end of the daemon's log."""
+    tail = ["tail", "-n", "15", "/var/log/ssid.log"]
+    if cluster.config["systemd"]:
+        tail = ["journalctl", "-u", "ssid", "-n", "15", "--no-pager"]
+    return channel.capture(cluster.path(node), tail)[1]
+
+
 def wait_until_ready(cluster, *only):
-    """Waits until the nodes, or those named, see every node with power."""
+    """Waits until the nodes, or those named, see every node with power; or serve, if they are to be no cluster."""
+    if not cluster.config["form"]:
+        for node in only or cluster.nodes:
+            ssictl(cluster, node, "version")
+        return
     deadline = time.monotonic() + READY_TIMEOUT_S
     for node in only or cluster.nodes:
         while True:
@@ -98,8 +101,7 @@ def wait_until_ready(cluster, *only):
             if status == 0 and present(out) >= wanted:
                 break
             if time.monotonic() > deadline:
-                _, log, _ = channel.capture(cluster.path(node), ["tail", "-n", "15", "/var/log/ssid.log"])
-                raise Failure(f"n{node}: the cluster does not form: {(err or out).strip()}\n{log}")
+                raise Failure(f"n{node}: the cluster does not form: {(err or out).strip()}\n{log(cluster, node)}")
             time.sleep(0.1)
 
 

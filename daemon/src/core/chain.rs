@@ -8,58 +8,17 @@
 //! record of all is zeros. (The construction is the one of Schneier and Kelsey, "Cryptographic
 //! Support for Secure Logs on Untrusted Machines", 1998, without its keys.)
 
-use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-/// The hash of a record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hash([u8; 32]);
+use super::hash::HEX;
+pub use super::hash::Hash;
 
-/// Hex digits of a hash.
-const HEX: usize = 64;
 /// What stands between the hashed part of a line and the hash.
 const MARK: &str = ",\"hash\":\"";
 /// What stands behind it.
 const END: &str = "\"}";
 /// Longest line.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
-
-impl Hash {
-    /// Of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
-        Self(hash)
-    }
-}
-
-impl std::fmt::Display for Hash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-impl std::str::FromStr for Hash {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WRONG: &str = "a hash is 64 hexadecimal digits";
-        let digits = text.as_bytes();
-        if digits.len() != HEX {
-            return Err(WRONG);
-        }
-        let mut hash = [0; 32];
-        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-            // Lower case only: one hash has one spelling.
-            if !pair.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(WRONG);
-            }
-            let pair = std::str::from_utf8(pair).map_err(|_| WRONG)?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| WRONG)?;
-        }
-        Ok(Self(hash))
-    }
-}
 
 /// The last record of a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -34,7 +34,7 @@ impl Clock {
     }
 
     /// Whether its clock is off by more than [`MAX_SKEW_US`], whatever the way did to the measurement.
-    fn is_off(self) -> bool {
+    pub fn is_off(self) -> bool {
         self.offset_us.saturating_abs() > MAX_SKEW_US.saturating_add(self.round_trip_us / 2)
     }
 }
@@ -69,6 +69,8 @@ pub enum Problem {
         /// How far it is ahead of ours, in microseconds.
         offset_us: i64,
     },
+    /// A node hears of no majority: it can have nothing agreed on.
+    NoMajority(NodeId),
 }
 
 impl std::fmt::Display for Problem {
@@ -92,6 +94,7 @@ impl std::fmt::Display for Problem {
                 offset_us.saturating_abs() / 1000,
                 if *offset_us < 0 { "behind" } else { "ahead of" }
             ),
+            Problem::NoMajority(node) => write!(f, "{node} hears of no majority of the cluster"),
         }
     }
 }

@@ -5,9 +5,16 @@
 
 pub mod chain;
 pub mod expect;
+pub mod facts;
+pub mod hash;
 pub mod health;
+pub mod isolation;
+pub mod kv;
 pub mod limit;
 pub mod liveness;
 pub mod migrate;
+pub mod policy;
 pub mod relink;
 pub mod route;
+pub mod state;
+pub mod voters;

@@ -14,30 +14,36 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use ssi::id::NodeId;
 use ssi::uapi::{Attr, Attrs, Cmd, ProcRecord, Report, STATE_AWAY, STATE_GUEST, Writer};
 use ssi::wire::Class;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
+use crate::agree::Timing;
+use crate::api::govern::{InvitationReply, JoinReply};
 use crate::api::{self, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
 use crate::kmod::Channel;
+use crate::msg;
 use crate::netlink;
+use crate::session::Session;
 use crate::tls::testing::Authority;
 use crate::varlink::{self, Client};
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A module that takes notes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Notes {
     links: Mutex<[Vec<TcpStream>; Class::COUNT]>,
     deaths: Mutex<u32>,
     cancels: Mutex<u32>,
     records: Mutex<Vec<ProcRecord>>,
-    events: mpsc::Sender<Event>,
+    events: Mutex<Option<mpsc::Sender<Event>>>,
 }
 
 fn attributes(fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
@@ -45,6 +51,14 @@ fn attributes(fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
     let mut w = Writer::new(&mut buffer);
     fill(&mut w);
     w.finish().to_vec()
+}
+
+impl Notes {
+    /// Reports an event, as the module would.
+    fn report(&self, event: Event) {
+        let events = self.events.lock().unwrap().clone();
+        events.unwrap().blocking_send(event).unwrap();
+    }
 }
 
 impl Channel for Notes {
@@ -81,12 +95,10 @@ impl Channel for Notes {
                     committed_us: 1234.into(),
                     ..Report::default()
                 };
-                self.events
-                    .blocking_send(Event::Migrated {
-                        token,
-                        outcome: Ok(report),
-                    })
-                    .unwrap();
+                self.report(Event::Migrated {
+                    token,
+                    outcome: Ok(report),
+                });
             }
             Cmd::Why => {}
             other => panic!("{other:?}"),
@@ -97,68 +109,145 @@ impl Channel for Notes {
 
 /// A running daemon.
 struct Running {
+    /// All of it ends with this.
     _runtime: Runtime,
-    net: Arc<Net>,
+    stage: Arc<Stage>,
     notes: Arc<Notes>,
     socket: PathBuf,
 }
 
-struct Pair {
-    authority: Authority,
-    addrs: [SocketAddr; 2],
+/// Machines that are in no cluster unless a test says so.
+struct Machines {
+    dir: TempDir,
+    ports: Vec<u16>,
 }
 
-impl Pair {
-    fn new() -> Self {
-        // Two ports that are free now and, most likely, in a moment too.
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let (a, b) = (free(), free());
+impl Machines {
+    fn new(count: usize) -> Self {
+        // Ports that are free now and, most likely, in a moment too.
+        let free = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let free: Vec<_> = free.collect();
+        let ports = free.iter().map(|f| f.local_addr().unwrap().port());
         Self {
-            authority: Authority::new(),
-            addrs: [a.local_addr().unwrap(), b.local_addr().unwrap()],
+            dir: tempfile::tempdir().unwrap(),
+            ports: ports.collect(),
         }
     }
 
-    fn start(&self, node: u16) -> Running {
-        let config = Config {
+    fn addr(&self, machine: u16) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports[usize::from(machine) - 1]).into()
+    }
+
+    fn config(&self, machine: u16) -> Config {
+        let text = format!(
+            "port = {}\nstate = \"{d}/state\"\npeer_dead_after_s = 3\nmetrics = \"off\"\nsocket = \"{d}/socket\"\naudit = \"{d}/audit\"\n",
+            self.addr(machine).port(),
+            d = self.dir.path().join(machine.to_string()).display()
+        );
+        Config {
             plain_links: true,
-            ..self.authority.config(node, &self.addrs)
-        };
+            ..Config::parse(std::path::Path::new("test"), &text).unwrap()
+        }
+    }
+
+    /// That of the node a machine is.
+    fn identity(&self, machine: u16) -> Identity {
+        let store = Store::open(&self.config(machine).state).unwrap();
+        let (seat, credentials) = store.load().unwrap().unwrap();
+        Identity::of(seat.node, &credentials, Revoked::new()).unwrap()
+    }
+
+    fn start(&self, machine: u16) -> Running {
+        self.start_as(machine, facts::read().unwrap())
+    }
+
+    fn start_as(&self, machine: u16, facts: Facts) -> Running {
+        self.start_with(self.config(machine), facts)
+    }
+
+    fn start_with(&self, config: Config, facts: Facts) -> Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let (sender, events) = mpsc::channel(16);
-        let notes = Arc::new(Notes {
-            links: Mutex::default(),
-            deaths: Mutex::default(),
-            cancels: Mutex::default(),
-            records: Mutex::default(),
-            events: sender,
-        });
-        let module = Kmod::with(Arc::clone(&notes) as _);
+        let notes = Arc::new(Notes::default());
         let socket = config.socket.clone();
-        let net = runtime.block_on(async {
-            let identity = Identity::load(&config).unwrap();
-            let listener = serve::listen(&config.socket).unwrap();
-            let stubs = Arc::new(Stubs::new("/dev/null").unwrap());
-            let audit = Arc::new(Audit::open(&config.audit, node).unwrap());
-            let parts = Parts {
-                module,
-                stubs,
-                audit,
+        let of_module = Arc::clone(&notes);
+        let stage = runtime.block_on(async {
+            let store = Store::open(&config.state).unwrap();
+            let listener = serve::listen(&config.socket, &mut Sockets::default()).unwrap();
+            let equipment = Equipment {
+                stubs: Arc::new(Stubs::new("/dev/null").unwrap()),
+                audit: Arc::new(Audit::open(&config.audit, 0).unwrap()),
+                facts,
+                open_module: Box::new(move |_| {
+                    let (sender, events) = mpsc::channel(16);
+                    *of_module.events.lock().unwrap() = Some(sender);
+                    let module = Kmod::with(Arc::clone(&of_module) as _);
+                    Box::pin(async { Ok((module, events)) })
+                }),
+                timing: Timing {
+                    heartbeat_ms: 100,
+                    election_min_ms: 400,
+                    election_max_ms: 1200,
+                    ..Timing::default()
+                },
+                sockets: Mutex::default(),
             };
-            start(Arc::new(config), identity, parts, events, listener)
-                .await
-                .unwrap()
+            let stage = Stage::new(Arc::new(config), store, equipment);
+            stage.resume().await.unwrap();
+            tokio::spawn(serve::serve(listener, Arc::clone(&stage)));
+            stage
         });
         Running {
             _runtime: runtime,
-            net,
+            stage,
             notes,
             socket,
         }
+    }
+
+    /// Founds a cluster on a machine; returns what others need to join.
+    fn found(&self, machine: &Running, number: u16) -> InvitationReply {
+        let addr = self.addr(number).to_string();
+        machine.call("Init", json!({ "addr": addr })).unwrap()
+    }
+
+    /// Has a machine join; returns the node it is then.
+    fn join(&self, machine: &Running, number: u16, by: &InvitationReply) -> u32 {
+        let addr = self.addr(number).to_string();
+        let reply: JoinReply = machine
+            .call(
+                "Join",
+                json!({ "door": by.addr, "token": by.token, "ca_hash": by.ca_hash, "addr": addr }),
+            )
+            .unwrap();
+        reply.node
+    }
+}
+
+/// Two machines that formed a cluster before.
+struct Pair(Machines);
+
+impl Pair {
+    fn new() -> Self {
+        let machines = Machines::new(2);
+        let (one, two) = (machines.start(1), machines.start(2));
+        let invitation = machines.found(&one, 1);
+        assert_eq!(machines.join(&two, 2, &invitation), 2);
+        wait_for("what is agreed on comes to the second", || {
+            two.council().state().nodes.len() == 2 && two.council().state() == one.council().state()
+        });
+        Self(machines)
+    }
+}
+
+impl std::ops::Deref for Pair {
+    type Target = Machines;
+
+    fn deref(&self) -> &Machines {
+        &self.0
     }
 }
 
@@ -172,6 +261,23 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 impl Running {
+    fn cluster(&self) -> Arc<Cluster> {
+        self.stage.cluster().unwrap()
+    }
+
+    fn council(&self) -> Arc<Council> {
+        Arc::clone(self.cluster().council().unwrap())
+    }
+
+    /// All of its audit log.
+    fn records(&self) -> String {
+        let dir = self.socket.with_file_name("audit");
+        let files = std::fs::read_dir(dir).unwrap();
+        let read =
+            |f: io::Result<std::fs::DirEntry>| std::fs::read_to_string(f.unwrap().path()).unwrap();
+        files.map(read).collect()
+    }
+
     fn links(&self, class: Class) -> usize {
         self.notes.links.lock().unwrap()[class as usize].len()
     }
@@ -189,7 +295,7 @@ impl Running {
     }
 
     fn state(&self, node: u32) -> String {
-        let nodes: NodesReply = self.call("Nodes", serde_json::json!({})).unwrap();
+        let nodes: NodesReply = self.call("Nodes", json!({})).unwrap();
         nodes
             .nodes
             .into_iter()
@@ -231,8 +337,7 @@ fn linked(a: &Running, b: &Running, count: usize) {
 fn the_state_of_a_cluster_is_that_of_all_its_nodes() {
     let pair = Pair::new();
     let n1 = pair.start(1);
-    let status =
-        |of: &Running| -> StatusReply { of.call("Status", serde_json::json!({})).unwrap() };
+    let status = |of: &Running| -> StatusReply { of.call("Status", json!({})).unwrap() };
     let alone = status(&n1);
     assert_eq!(alone.health, api::DEGRADED);
     assert_eq!(alone.problems[0].text, "n2 is silent, say n1");
@@ -256,23 +361,16 @@ fn another_certificate_is_used_for_the_next_connection() {
     linked(&n1, &n2, 1);
     wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
     let stranger = Authority::new().identity(1);
-    n1.net.set_identity(Arc::new(stranger));
+    n1.cluster().net().set_identity(Arc::new(stranger));
     // What stands, stands.
     assert_eq!(n1.state(2), "up");
-    let addrs = pair.addrs;
     drop(n2);
     let n2 = pair.start(2);
     wait_for("a peer that turns us away", || n1.state(2) != "up");
     std::thread::sleep(Duration::from_secs(1));
     assert_ne!(n1.state(2), "up");
-    let log = std::fs::read_dir(n2.socket.with_file_name("audit")).unwrap();
-    let log: String = log
-        .map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap())
-        .collect();
-    assert!(log.contains("connection-refused"), "{log}");
-    n1.net.set_identity(Arc::new(
-        Identity::load(&pair.authority.config(1, &addrs)).unwrap(),
-    ));
+    assert!(n2.records().contains("connection-refused"));
+    n1.cluster().net().set_identity(Arc::new(pair.identity(1)));
     wait_for("both up again", || {
         n1.state(2) == "up" && n2.state(1) == "up"
     });
@@ -283,16 +381,13 @@ fn who_came_and_who_was_turned_away_is_recorded() {
     let pair = Pair::new();
     let (n1, n2) = (pair.start(1), pair.start(2));
     linked(&n1, &n2, 1);
-    let mut stranger = TcpStream::connect(pair.addrs[1]).unwrap();
+    let mut stranger = TcpStream::connect(pair.addr(2)).unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let log = |of: &Running| {
         let dir = of.socket.with_file_name("audit");
         let found = audit::verify(&dir, None).unwrap();
         assert_eq!(found.broken, None);
-        let files = std::fs::read_dir(&dir).unwrap();
-        files
-            .map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap())
-            .collect::<String>()
+        of.records()
     };
     let admitted = |of: &Running, side: &str, purpose: &str| {
         let wanted = format!("\"purpose\":\"{purpose}\",\"incoming\":{side}");
@@ -305,6 +400,44 @@ fn who_came_and_who_was_turned_away_is_recorded() {
     wait_for("the stranger", || {
         let log = log(&n2);
         log.contains("connection-refused") && log.contains("\"addr\":\"127.0.0.1:")
+    });
+}
+
+#[test]
+fn who_has_no_certificate_cannot_speak_as_a_node() {
+    let pair = Pair::new();
+    let n2 = pair.start(2);
+    let hash = "sha256:".to_owned() + &"0".repeat(64);
+    let joiner = tls::join_client(hash.parse().unwrap()).unwrap();
+    let own = pair.identity(1);
+    let mut bare = rustls::ClientConfig::clone(&own.client);
+    bare.client_auth_cert_resolver = Arc::clone(&joiner.client_auth_cert_resolver);
+    let runtime = Runtime::new().unwrap();
+    let answer = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(pair.addr(2)).await.unwrap();
+        let name = tls::server_name(NodeId::new(2).unwrap());
+        let mut session = Session::connect(stream, Arc::new(bare), name)
+            .await
+            .unwrap();
+        let preface = msg::Preface {
+            version: msg::VERSION,
+            node: 1,
+            purpose: msg::Purpose::Control.into(),
+            instance: 1,
+            serial: 0,
+            facts: None,
+        };
+        // It may have hung up before.
+        let _ = session.send(&preface).await;
+        session.receive::<msg::Preface>().await
+    });
+    assert!(answer.is_err(), "{answer:?}");
+    let dir = n2.socket.with_file_name("audit");
+    wait_for("a record of it", || {
+        let files = std::fs::read_dir(&dir).unwrap();
+        files
+            .map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap())
+            .any(|log| log.contains("a node without a certificate"))
     });
 }
 
@@ -337,7 +470,7 @@ fn a_pair_links_mends_and_survives_a_death() {
             class: Class::Memory,
             errno: 104,
         };
-        of.notes.events.blocking_send(event).unwrap();
+        of.notes.report(event);
     };
     n2.link(Class::Memory).shutdown(Shutdown::Both).unwrap();
     down(&n2, 1);
@@ -350,13 +483,10 @@ fn a_pair_links_mends_and_survives_a_death() {
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!((n1.links(Class::Memory), n2.links(Class::Memory)), (2, 2));
     let peer = NodeId::new(2).unwrap();
-    n1.notes
-        .events
-        .blocking_send(Event::Renew {
-            peer,
-            class: Class::Memory,
-        })
-        .unwrap();
+    n1.notes.report(Event::Renew {
+        peer,
+        class: Class::Memory,
+    });
     wait_for("a third link", || {
         n1.links(Class::Memory) == 3 && n2.links(Class::Memory) == 3
     });
@@ -430,7 +560,7 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
     n1.add(pid, 2, 1, STATE_GUEST);
     n2.add(pid, 2, 1, STATE_AWAY);
 
-    let ps: PsReply = n2.call("Ps", serde_json::json!({})).unwrap();
+    let ps: PsReply = n2.call("Ps", json!({})).unwrap();
     assert!(ps.missing.is_empty());
     let row: Vec<_> = ps.processes.iter().filter(|p| p.pid == pid).collect();
     assert_eq!(row.len(), 1);
@@ -439,7 +569,7 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
         (1, 2, "away", "sleep")
     );
 
-    let why: WhyReply = n2.call("Why", serde_json::json!({ "pid": pid })).unwrap();
+    let why: WhyReply = n2.call("Why", json!({ "pid": pid })).unwrap();
     assert_eq!(why.node, 1);
 
     let refused = |r: Result<MigrateReply, varlink::Error>| match r {
@@ -449,9 +579,8 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
         ),
         r => panic!("{r:?}"),
     };
-    let migrate = |node: &Running, pid: u32, to: &str| {
-        node.call("Migrate", serde_json::json!({ "pid": pid, "to": to }))
-    };
+    let migrate =
+        |node: &Running, pid: u32, to: &str| node.call("Migrate", json!({ "pid": pid, "to": to }));
     assert_eq!(
         refused(migrate(&n2, pid, "n1")),
         ("Refused".to_owned(), "already-there".to_owned())
@@ -472,7 +601,7 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
     let done: MigrateReply = client
         .call(
             "io.unum.Cluster.Migrate",
-            &serde_json::json!({ "pid": pid, "to": "2" }),
+            &json!({ "pid": pid, "to": "2" }),
             |r: MigrateReply| {
                 phases.extend(r.phase);
             },
@@ -515,28 +644,157 @@ fn garbage_on_the_socket_and_the_port_ends_only_that_connection() {
         let mut s = UnixStream::connect(&n1.socket).unwrap();
         let _ = s.write_all(bytes);
         let _ = s.read_to_end(&mut Vec::new());
-        let mut t = TcpStream::connect(pair.addrs[0]).unwrap();
+        let mut t = TcpStream::connect(pair.addr(1)).unwrap();
         let _ = t.write_all(bytes);
     }
-    let e = n1
-        .call::<serde_json::Value>("Nope", serde_json::json!({}))
-        .unwrap_err();
+    let e = n1.call::<serde_json::Value>("Nope", json!({})).unwrap_err();
     assert!(
         matches!(e, varlink::Error::Reply { name, .. } if name == "org.varlink.service.MethodNotFound")
     );
     let e = n1
-        .call::<serde_json::Value>("Migrate", serde_json::json!({ "pid": "x" }))
+        .call::<serde_json::Value>("Migrate", json!({ "pid": "x" }))
         .unwrap_err();
     assert!(
         matches!(e, varlink::Error::Reply { name, .. } if name == "org.varlink.service.InvalidParameter")
     );
     let mut client = Client::connect(&n1.socket, Some(PATIENCE)).unwrap();
     let info: serde_json::Value = client
-        .call("org.varlink.service.GetInfo", &serde_json::json!({}), drop)
+        .call("org.varlink.service.GetInfo", &json!({}), drop)
         .unwrap();
     assert_eq!(info["interfaces"][1], api::INTERFACE);
     // Two nodes in its file, one not there: it is soon called silent, and nothing waits for it.
     assert_eq!(n1.state(2), "silent");
-    let ps: PsReply = n1.call("Ps", serde_json::json!({})).unwrap();
+    let ps: PsReply = n1.call("Ps", json!({})).unwrap();
     assert_eq!(ps.missing, [2]);
+}
+
+#[test]
+fn a_machine_joins_and_leaves_while_everything_runs() {
+    let machines = Machines::new(2);
+    let (one, two) = (machines.start(1), machines.start(2));
+    let declined = |e: varlink::Error, why: &str| match e {
+        varlink::Error::Reply { parameters, .. } => assert_eq!(parameters["reason"], why),
+        e => panic!("{e}"),
+    };
+    let e = one.call::<serde_json::Value>("Nodes", json!({}));
+    declined(e.unwrap_err(), "no-cluster");
+    let invitation = machines.found(&one, 1);
+    let e = one.call::<serde_json::Value>("Init", json!({}));
+    declined(e.unwrap_err(), "already-in-a-cluster");
+    let nodes = || -> usize {
+        let reply: NodesReply = one.call("Nodes", json!({})).unwrap();
+        reply.nodes.len()
+    };
+    assert_eq!(nodes(), 1);
+    for (round, node) in [(1, 2), (2, 3)] {
+        assert_eq!(machines.join(&two, 2, &invitation), node);
+        wait_for("the node that came is up", || {
+            one.state(node) == "up" && two.state(1) == "up"
+        });
+        let _: serde_json::Value = two.call("Leave", json!({})).unwrap();
+        let e = two.call::<serde_json::Value>("Nodes", json!({}));
+        declined(e.unwrap_err(), "no-cluster");
+        wait_for("the node that left is gone", || nodes() == 1);
+        wait_for("the module was told", || {
+            *one.notes.deaths.lock().unwrap() == round
+        });
+    }
+    let records = one.records();
+    for part in [
+        "\"action\":\"Init\"",
+        "\"event\":\"join\"",
+        "\"outcome\":\"n3\"",
+    ] {
+        assert!(records.contains(part), "{part} in {records}");
+    }
+}
+
+#[test]
+fn who_shows_no_good_token_stays_out() {
+    let machines = Machines::new(2);
+    let (one, two) = (machines.start(1), machines.start(2));
+    let good = machines.found(&one, 1);
+    let refused = |by: &InvitationReply| {
+        let parameters = json!({ "door": by.addr, "token": by.token, "ca_hash": by.ca_hash });
+        match two.call::<JoinReply>("Join", parameters).unwrap_err() {
+            varlink::Error::Reply { parameters, .. } => parameters["reason"].to_string(),
+            e => panic!("{e}"),
+        }
+    };
+    let with = |token: &str, ca_hash: &str| InvitationReply {
+        token: token.to_owned(),
+        ca_hash: ca_hash.to_owned(),
+        ..good.clone()
+    };
+    let other = format!("sha256:{}", "0".repeat(64));
+    assert_eq!(refused(&with(&good.token, &other)), "\"other-cluster\"");
+    assert_eq!(refused(&with("nonsense", &good.ca_hash)), "\"bad-request\"");
+    let (id, secret) = good.token.split_once('.').unwrap();
+    let guessed = format!("{id}.{}", "a".repeat(secret.len()));
+    assert_eq!(refused(&with(&guessed, &good.ca_hash)), "\"token-unknown\"");
+    let _: serde_json::Value = one.call("DropToken", json!({ "id": id })).unwrap();
+    assert_eq!(refused(&good), "\"token-used-up\"");
+    assert_eq!(one.council().state().nodes.len(), 1);
+    assert!(one.records().contains("no such token"));
+    assert!(!one.records().contains(secret));
+}
+
+#[test]
+fn nodes_that_differ_do_not_speak_with_each_other() {
+    let pair = Pair::new();
+    let mut old = facts::read().unwrap();
+    old.kernel = "6.1.0 #1".to_owned();
+    old.features.insert("avx1024".to_owned());
+    let (one, two) = (pair.start(1), pair.start_as(2, old));
+    for (running, lacking) in [
+        (&one, "processor here lacks avx1024"),
+        (&two, "processor there lacks avx1024"),
+    ] {
+        wait_for("it is said what differs", || {
+            let all = running.records();
+            all.contains("connection-refused") && all.contains("6.1.0 #1") && all.contains(lacking)
+        });
+    }
+    assert_ne!(one.state(2), "up");
+    assert_ne!(two.state(1), "up");
+    assert_eq!(one.links(Class::Control), 0);
+    drop(two);
+    let two = pair.start(2);
+    wait_for("equal nodes link", || {
+        one.state(2) == "up" && two.state(1) == "up"
+    });
+}
+
+#[test]
+fn a_fenced_node_has_no_links_until_it_is_let_free() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
+    let fence = |node: &Running, is: bool| {
+        let cluster = node.cluster();
+        Runtime::new().unwrap().block_on(cluster.set_isolated(is));
+    };
+    for fenced in [&n1, &n2] {
+        fence(fenced, true);
+        wait_for("the module is told", || {
+            *fenced.notes.deaths.lock().unwrap() == 1
+        });
+        let e = fenced.call::<MigrateReply>("Migrate", json!({ "pid": 1, "to": "1" }));
+        assert!(e.is_err());
+        fence(fenced, false);
+        wait_for("it works again", || {
+            n1.state(2) == "up" && n2.state(1) == "up"
+        });
+    }
+    // The other side begins anew meanwhile: its links come and are not taken, and it must be asked for others.
+    fence(&n2, true);
+    drop(n1);
+    let n1 = pair.start(1);
+    wait_for("links that are not taken", || n1.links(Class::Control) > 0);
+    std::thread::sleep(Duration::from_millis(200));
+    fence(&n2, false);
+    wait_for("both up again", || {
+        n1.state(2) == "up" && n2.state(1) == "up"
+    });
 }

@@ -57,6 +57,13 @@ enum Side {
     },
 }
 
+/// A link that came before the control connection of its run.
+struct Early {
+    instance: u64,
+    serial: u64,
+    socket: OwnedFd,
+}
+
 struct Task {
     peer: Node,
     net: Arc<Net>,
@@ -73,12 +80,21 @@ struct Task {
     sockets: [Option<OwnedFd>; Class::COUNT],
     /// When to look at it again, because it did not look broken.
     look_ms: [Option<u64>; Class::COUNT],
+    /// Of each class, a link of a run of the peer whose control connection has yet to come: the two
+    /// are accepted side by side.
+    early: [Option<Early>; Class::COUNT],
     conn: Option<Conn>,
     conns: u64,
     instance: Option<u64>,
     pending: HashMap<u64, mpsc::Sender<Answer>>,
     calls: u64,
     served: Arc<Semaphore>,
+    /// Why there was no control connection the last time.
+    complaint: String,
+    /// It is no node any more: this ends when the module knows.
+    removed: bool,
+    /// This node is fenced off: the daemons speak with each other, the modules do not.
+    fenced: bool,
 }
 
 /// A peer whose task does not run yet, so that the service can hold its handle before.
@@ -115,7 +131,7 @@ impl Waiting {
         self.handle.clone()
     }
 
-    /// Starts it.
+    /// Starts it; `fenced` as in [`Input::Fenced`].
     pub fn start(
         self,
         own: NodeId,
@@ -123,6 +139,7 @@ impl Waiting {
         net: Arc<Net>,
         module: Kmod,
         service: Arc<dyn Service>,
+        fenced: bool,
     ) {
         let side = if own < self.node.id {
             Side::Dials {
@@ -149,12 +166,16 @@ impl Waiting {
             tell_death_ms: None,
             sockets: [const { None }; Class::COUNT],
             look_ms: [None; Class::COUNT],
+            early: [const { None }; Class::COUNT],
             conn: None,
             conns: 0,
             instance: None,
             pending: HashMap::new(),
             calls: 0,
             served: Arc::new(Semaphore::new(MAX_SERVED)),
+            complaint: String::new(),
+            removed: false,
+            fenced,
         };
         tokio::spawn(task.run(self.inputs));
     }
@@ -164,6 +185,9 @@ impl Task {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
         loop {
             self.act().await;
+            if self.removed && self.tell_death_ms.is_none() {
+                return;
+            }
             let due = self
                 .due_ms()
                 .map(|ms| self.start + Duration::from_millis(ms));
@@ -193,6 +217,7 @@ impl Task {
         due.extend(self.look_ms);
         match (&self.side, &self.conn) {
             (Side::Dials { control, .. }, None) => due.push(control.due_ms()),
+            (_, Some(_)) if self.fenced => {}
             (Side::Dials { links, .. }, Some(_)) => due.extend(links.iter().map(Relink::due_ms)),
             (Side::Accepts { ask_ms, .. }, Some(_)) => due.extend(ask_ms),
             (Side::Accepts { .. }, None) => {}
@@ -225,7 +250,7 @@ impl Task {
             }
         }
         // A link that came after a death must not reach the module before the news of it.
-        if self.tell_death_ms.is_some() {
+        if self.removed || self.tell_death_ms.is_some() {
             return;
         }
         match &mut self.side {
@@ -234,6 +259,7 @@ impl Task {
                     self.dial_control();
                 }
             }
+            _ if self.fenced => {}
             Side::Dials { links, .. } => {
                 let begun = Class::ALL.map(|class| (class, links[class as usize].start(now)));
                 for (class, serial) in begun {
@@ -267,12 +293,17 @@ impl Task {
             State::Silent => tracing::info!(%peer, "peer is silent"),
             State::Dead => {
                 tracing::warn!(%peer, "peer is declared dead");
-                self.tell_death_ms = Some(now);
                 self.disconnect(now);
-                self.links_lost(now);
-                tokio::spawn(Arc::clone(&self.service).died(peer));
+                self.forsake(now);
             }
         }
+    }
+
+    /// All that the modules have to do with each other ends, as if the peer was dead.
+    fn forsake(&mut self, now: u64) {
+        self.tell_death_ms = Some(now);
+        self.links_lost(now);
+        tokio::spawn(Arc::clone(&self.service).died(self.peer.id));
     }
 
     fn disconnect(&mut self, now: u64) {
@@ -350,22 +381,57 @@ impl Task {
 
     async fn take(&mut self, input: Input) {
         let now = self.now_ms();
+        if self.removed {
+            return;
+        }
         match input {
+            Input::Removed => {
+                tracing::info!(peer = %self.peer.id, "peer is no node of the cluster any more");
+                self.entered(State::Dead, now);
+                self.removed = true;
+            }
+            Input::Fenced(fenced) => {
+                if fenced && !self.fenced && self.liveness.state() != State::Dead {
+                    self.forsake(now);
+                }
+                self.fenced = fenced;
+            }
             Input::Conn(id, heard) => {
                 if self.conn.as_ref().is_some_and(|c| c.id == id) {
                     self.heard(heard, now);
                 }
             }
             Input::Opened(Opened::Control { session, instance }) => {
-                self.connected(*session, instance, now)
+                self.connected(*session, instance, now);
+                for class in Class::ALL {
+                    let early = self.early[class as usize].take();
+                    if let Some(early) = early.filter(|e| e.instance == instance) {
+                        self.hand_down(class, early.serial, early.socket).await;
+                    }
+                }
             }
             Input::Opened(Opened::Link {
                 class,
                 serial,
+                instance,
                 socket,
-            }) => self.hand_down(class, serial, socket).await,
+            }) => {
+                let is_known = self.instance == Some(instance);
+                if is_known || matches!(self.side, Side::Dials { .. }) {
+                    self.hand_down(class, serial, socket).await;
+                } else {
+                    self.early[class as usize] = Some(Early {
+                        instance,
+                        serial,
+                        socket,
+                    });
+                }
+            }
             Input::ControlFailed(why) => {
-                tracing::debug!(peer = %self.peer.id, "no control connection: {why}");
+                if why != self.complaint {
+                    tracing::info!(peer = %self.peer.id, "no control connection: {why}");
+                    self.complaint = why;
+                }
                 if let Side::Dials { control, .. } = &mut self.side {
                     control.failed(now);
                 }
@@ -391,6 +457,7 @@ impl Task {
 
     fn connected(&mut self, session: Session, instance: u64, now: u64) {
         self.conns += 1;
+        self.complaint.clear();
         self.pending.clear();
         let Some(input) = self.input.upgrade() else {
             return;
@@ -419,10 +486,18 @@ impl Task {
 
     async fn hand_down(&mut self, class: Class, serial: u64, socket: OwnedFd) {
         let peer = self.peer.id;
-        if self.tell_death_ms.is_some() {
-            // The module has not heard of its death yet, which must come first.
+        if self.fenced || self.tell_death_ms.is_some() {
+            // The module has not heard of its death yet, which must come first; or it is not to hear
+            // of the peer at all.
             drop(socket);
-            self.link_lost(class, self.now_ms() + RETRY_MS);
+            let now = self.now_ms();
+            match &mut self.side {
+                Side::Dials { links, .. } => links[class as usize].failed(now),
+                Side::Accepts { serials, ask_ms } => {
+                    serials[class as usize] = serial;
+                    ask_ms[class as usize] = Some(now + RETRY_MS);
+                }
+            }
             return;
         }
         let ours = socket.try_clone().ok();

@@ -72,6 +72,14 @@ static struct file_system_type ssi_fs = {
 	.kill_sb = kill_anon_super,
 };
 
+/* Maps `page` where the fault is, and nothing beside it. */
+static vm_fault_t map_alone(struct vm_fault *vmf, struct page *page)
+{
+	int r = vm_insert_page(vmf->vma, vmf->address & PAGE_MASK, page);
+
+	return r && r != -EBUSY ? vmf_error(r) : VM_FAULT_NOPAGE;
+}
+
 /*
  * Ends a fault with `page`, whose reference it takes. A page that is returned to the fault's common
  * path belongs to its page-table entry a moment before it is unlocked; without another owner, as
@@ -80,16 +88,16 @@ static struct file_system_type ssi_fs = {
  */
 static vm_fault_t fault_with(struct vm_fault *vmf, struct page *page)
 {
-	int r;
+	vm_fault_t r;
 
 	if (vmf->flags & FAULT_FLAG_WRITE) {
 		lock_page(page);
 		vmf->page = page;
 		return VM_FAULT_LOCKED;
 	}
-	r = vm_insert_page(vmf->vma, vmf->address & PAGE_MASK, page);
+	r = map_alone(vmf, page);
 	put_page(page);
-	return r && r != -EBUSY ? vmf_error(r) : VM_FAULT_NOPAGE;
+	return r;
 }
 
 /* ---- Park area: a code page that ends in `syscall`, the park page, the slots. ---- */
@@ -540,6 +548,33 @@ static struct page *given_page(const struct hook *h, u64 addr)
 	return page;
 }
 
+/*
+ * Ends a fault with what the mapped file holds there. To see a page of a large folio, the common path
+ * (finish_fault()) maps all of the folio: also pages whose own content is still elsewhere.
+ */
+static vm_fault_t file_fault(struct vm_fault *vmf, const struct hook *h)
+{
+	const vm_fault_t no_page = VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY |
+				   VM_FAULT_DONE_COW;
+	struct page *page;
+	vm_fault_t r;
+
+	if (!h->file_ops)
+		return VM_FAULT_SIGBUS;
+	r = h->file_ops->fault(vmf);
+	if (r & no_page || vmf->flags & FAULT_FLAG_WRITE)
+		return r;
+	page = vmf->page;
+	if (!PageCompound(page) || PageHWPoison(page))
+		return r;
+	if (!(r & VM_FAULT_LOCKED))
+		lock_page(page);
+	r = (r & VM_FAULT_MAJOR) | map_alone(vmf, page);
+	unlock_page(page);
+	put_page(page);
+	return r;
+}
+
 static vm_fault_t hook_fault(struct vm_fault *vmf)
 {
 	struct hook *h = vmf->vma->vm_private_data;
@@ -567,7 +602,7 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 		}
 	} else if (found != 1) {
 		if (found == 2 || found == 4)
-			return h->file_ops ? h->file_ops->fault(vmf) : VM_FAULT_SIGBUS;
+			return file_fault(vmf, h);
 		if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
 			return VM_FAULT_SIGBUS;
 		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)

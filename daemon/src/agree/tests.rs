@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Nodes in one process, with wires that are cut and lose answers, on a clock that does not wait.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::carrier::Asked;
+use super::*;
+use crate::core::kv;
+
+/// xorshift64, Marsaglia, 2003.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+struct Wires {
+    nodes: BTreeMap<NodeId, Agreement>,
+    /// Nodes nobody reaches and that reach nobody.
+    cut: BTreeSet<NodeId>,
+    /// Nodes that reach each other and nobody else.
+    apart: BTreeSet<NodeId>,
+    /// So many answers of a hundred are lost.
+    lost: u64,
+    snapshots: u64,
+    dice: Dice,
+}
+
+#[derive(Clone)]
+struct Wire {
+    own: NodeId,
+    all: Arc<Mutex<Wires>>,
+}
+
+impl Carrier for Wire {
+    fn ask(&self, to: NodeId, request: Vec<u8>) -> Asked<'_> {
+        Box::pin(async move {
+            let (node, there, back, lost) = {
+                let mut all = self.all.lock().unwrap();
+                if all.cut.contains(&self.own) || all.cut.contains(&to) {
+                    return Err(NoAnswer::NotSent);
+                }
+                if all.apart.contains(&self.own) != all.apart.contains(&to) {
+                    return Err(NoAnswer::NotSent);
+                }
+                if request.starts_with(b"{\"snapshot\"") {
+                    all.snapshots += 1;
+                }
+                let node = all.nodes.get(&to).cloned().ok_or(NoAnswer::NotSent)?;
+                let (there, back) = (all.dice.below(20), all.dice.below(20));
+                let lost = all.dice.below(100) < all.lost;
+                (node, there, back, lost)
+            };
+            sleep(Duration::from_millis(there)).await;
+            let answer = node.serve(self.own, &request).await;
+            sleep(Duration::from_millis(back)).await;
+            let all = self.all.lock().unwrap();
+            if lost || all.cut.contains(&self.own) || all.cut.contains(&to) {
+                return Err(NoAnswer::Lost);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+struct Cluster {
+    dir: TempDir,
+    wires: Arc<Mutex<Wires>>,
+    timing: Timing,
+}
+
+fn n(node: u16) -> NodeId {
+    NodeId::new(node).unwrap()
+}
+
+fn set(nodes: &[u16]) -> BTreeSet<NodeId> {
+    nodes.iter().map(|i| n(*i)).collect()
+}
+
+fn put(name: &str, text: &str) -> Command {
+    Command::Kv(kv::Command::Put {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    })
+}
+
+impl Cluster {
+    fn new(seed: u64) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            wires: Arc::new(Mutex::new(Wires {
+                nodes: BTreeMap::new(),
+                cut: BTreeSet::new(),
+                apart: BTreeSet::new(),
+                lost: 0,
+                snapshots: 0,
+                dice: Dice(seed),
+            })),
+            timing: Timing {
+                snapshot_entries: 20,
+                ..Timing::default()
+            },
+        }
+    }
+
+    fn dir_of(&self, node: u16) -> PathBuf {
+        self.dir.path().join(node.to_string())
+    }
+
+    async fn try_start(&self, node: u16) -> Result<Agreement, Error> {
+        let wire = Wire {
+            own: n(node),
+            all: Arc::clone(&self.wires),
+        };
+        let dir = self.dir_of(node);
+        Agreement::open(&dir, n(node), Arc::new(wire), self.timing).await
+    }
+
+    async fn start(&self, node: u16) -> Agreement {
+        let started = self.try_start(node).await.unwrap();
+        let mut wires = self.wires.lock().unwrap();
+        wires.nodes.insert(n(node), started.clone());
+        started
+    }
+
+    async fn stop(&self, node: u16) {
+        let stopped = self.wires.lock().unwrap().nodes.remove(&n(node));
+        stopped.unwrap().stop().await;
+    }
+
+    fn cut(&self, nodes: &[u16]) {
+        self.wires.lock().unwrap().cut = set(nodes);
+    }
+
+    /// Three voters, the first of which leads.
+    async fn three(seed: u64) -> (Self, Vec<Agreement>) {
+        let cluster = Self::new(seed);
+        let mut all = Vec::new();
+        for node in 1..=3 {
+            all.push(cluster.start(node).await);
+        }
+        all[0].found().await.unwrap();
+        let voters = set(&[1, 2, 3]);
+        all[0].set_members(voters, set(&[])).await.unwrap();
+        (cluster, all)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_founds_and_has_it_after_a_restart() {
+    let cluster = Cluster::new(1);
+    let one = cluster.start(1).await;
+    assert!(matches!(
+        one.propose(put("a", "0")).await,
+        Err(Error::Unavailable)
+    ));
+    one.found().await.unwrap();
+    assert!(matches!(one.found().await, Err(Error::Founded)));
+    assert_eq!(
+        one.propose(put("a", "1")).await.unwrap(),
+        Outcome::Kv(kv::Outcome::Done)
+    );
+    let swap = Command::Kv(kv::Command::Swap {
+        name: "a".to_owned(),
+        from: None,
+        to: "2".to_owned(),
+    });
+    let is = Some("1".to_owned());
+    let differs = Outcome::Kv(kv::Outcome::Differs { is });
+    assert_eq!(one.propose(swap).await.unwrap(), differs);
+    assert_eq!(one.watch().borrow().kv.0["a"], "1");
+    assert!(matches!(cluster.try_start(1).await, Err(Error::InUse(_))));
+    let long = put("a", &"x".repeat(carrier::MAX_COMMAND_BYTES));
+    assert!(matches!(one.propose(long).await, Err(Error::TooLong(_))));
+    cluster.stop(1).await;
+    let refused = one.propose(put("a", "3")).await;
+    assert!(matches!(refused, Err(Error::Stopped)));
+
+    let one = cluster.start(1).await;
+    assert_eq!(one.read().await.unwrap().kv.0["a"], "1");
+    assert!(matches!(one.found().await, Err(Error::Founded)));
+    let status = one.status();
+    assert_eq!((status.role, status.leader), (Role::Leader, Some(n(1))));
+    assert!(status.has_majority);
+    cluster.stop(1).await;
+
+    fs::rename(cluster.dir_of(1), cluster.dir_of(2)).unwrap();
+    let foreign = cluster.try_start(2).await;
+    assert!(matches!(
+        foreign,
+        Err(Error::Disk(disk::Error::Foreign { node: 1, .. }))
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_learner_catches_up_from_a_snapshot_and_votes() {
+    let cluster = Cluster::new(2);
+    let one = cluster.start(1).await;
+    one.found().await.unwrap();
+    for i in 0..100 {
+        one.propose(put(&i.to_string(), "x")).await.unwrap();
+    }
+    let two = cluster.start(2).await;
+    one.set_members(set(&[1]), set(&[2])).await.unwrap();
+    assert_eq!(two.read().await.unwrap().kv.0.len(), 100);
+    assert!(cluster.wires.lock().unwrap().snapshots > 0);
+    assert_eq!(two.status().role, Role::Learner);
+    two.propose(put("by two", "x")).await.unwrap();
+    for _ in 0..2 {
+        one.set_members(set(&[1, 2]), set(&[])).await.unwrap();
+    }
+    assert_eq!(two.read().await.unwrap().kv.0.len(), 101);
+    let status = two.status();
+    assert_eq!((status.role, status.voters), (Role::Follower, set(&[1, 2])));
+    let refused = two.set_members(set(&[2]), set(&[])).await;
+    assert!(matches!(refused, Err(Error::NotLeader(Some(l))) if l == n(1)));
+    let refused = one.set_members(set(&[]), set(&[])).await;
+    assert!(matches!(refused, Err(Error::NoVoter)));
+    one.set_members(set(&[1]), set(&[])).await.unwrap();
+    assert_eq!(one.status().voters, set(&[1]));
+    assert_eq!(one.status().learners, set(&[]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_go_on_without_the_leader() {
+    let (cluster, all) = Cluster::three(3).await;
+    all[2].propose(put("a", "1")).await.unwrap();
+    cluster.stop(1).await;
+    all[1].propose(put("b", "2")).await.unwrap();
+    let state = all[2].read().await.unwrap();
+    assert_eq!((&*state.kv.0["a"], &*state.kv.0["b"]), ("1", "2"));
+    let one = cluster.start(1).await;
+    assert_eq!(one.read().await.unwrap(), state);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minority_refuses_within_bounded_time() {
+    let (cluster, all) = Cluster::three(4).await;
+    all[0].propose(put("a", "1")).await.unwrap();
+    cluster.cut(&[1]);
+    let begun = Instant::now();
+    // It does not know yet that it is alone.
+    let e = all[0].propose(put("a", "2")).await.unwrap_err();
+    assert!(matches!(e, Error::Unknown), "{e}");
+    let e = all[0].propose(put("a", "3")).await.unwrap_err();
+    assert!(matches!(e, Error::Unavailable), "{e}");
+    let e = all[0].read().await.unwrap_err();
+    assert!(matches!(e, Error::Unavailable), "{e}");
+    assert!(!all[0].status().has_majority);
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    all[1].propose(put("b", "1")).await.unwrap();
+    cluster.cut(&[]);
+    let state = all[0].read().await.unwrap();
+    assert_eq!((&*state.kv.0["a"], &*state.kv.0["b"]), ("1", "1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_hears_a_leader_that_is_cut_off_is_cut_off() {
+    let (cluster, all) = Cluster::three(8).await;
+    let four = cluster.start(4).await;
+    all[0]
+        .set_members(set(&[1, 2, 3]), set(&[4]))
+        .await
+        .unwrap();
+    all[0].propose(put("a", "1")).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    let stand = || [&all[0], &all[1], &all[2], &four].map(|n| n.status().has_majority);
+    assert_eq!(stand(), [true; 4]);
+    cluster.wires.lock().unwrap().apart = set(&[1, 4]);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(stand(), [false, true, true, false]);
+    // It leads on, and is heard: that is no majority.
+    assert_eq!(all[0].status().role, Role::Leader);
+    cluster.wires.lock().unwrap().apart.clear();
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(stand(), [true; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_start_again_from_their_disks() {
+    let (cluster, all) = Cluster::three(5).await;
+    for i in 0..50 {
+        all[i % 3].propose(put(&i.to_string(), "x")).await.unwrap();
+    }
+    for node in 1..=3 {
+        cluster.stop(node).await;
+    }
+    for node in 1..=3 {
+        cluster.start(node).await;
+    }
+    let two = cluster.wires.lock().unwrap().nodes[&n(2)].clone();
+    assert_eq!(two.read().await.unwrap().kv.0.len(), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_or_missing_file_is_an_error_that_names_it() {
+    let cluster = Cluster::new(6);
+    let one = cluster.start(1).await;
+    one.found().await.unwrap();
+    for i in 0..50 {
+        one.propose(put(&i.to_string(), "x")).await.unwrap();
+    }
+    cluster.stop(1).await;
+    for name in [log::NAME, machine::NAME] {
+        let path = cluster.dir_of(1).join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        bytes[whole.len() / 2] ^= 4;
+        fs::write(&path, &bytes).unwrap();
+        let e = cluster.try_start(1).await.err().unwrap();
+        let said = format!("{:#}", anyhow::Error::from(e));
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        fs::remove_file(&path).unwrap();
+        let e = cluster.try_start(1).await.err().unwrap();
+        let said = format!("{:#}", anyhow::Error::from(e));
+        let log = cluster.dir_of(1).join(log::NAME);
+        assert!(said.contains(log.to_str().unwrap()), "{said}");
+        fs::write(&path, &whole).unwrap();
+    }
+    let one = cluster.start(1).await;
+    assert_eq!(one.read().await.unwrap().kv.0.len(), 50);
+}
+
+/// Cuts, lost answers and restarts, after which all must be there that was acknowledged.
+async fn trouble(seed: u64) {
+    let (cluster, _) = Cluster::three(seed).await;
+    let mut dice = Dice(seed);
+    let mut sure = BTreeMap::new();
+    cluster.wires.lock().unwrap().lost = 5;
+    for i in 0..60_u32 {
+        let node = u16::try_from(dice.below(3)).unwrap() + 1;
+        match dice.below(12) {
+            0 => {
+                cluster.stop(node).await;
+                cluster.start(node).await;
+            }
+            1 => cluster.cut(&[node]),
+            2 | 3 => cluster.cut(&[]),
+            _ => {}
+        }
+        let by = cluster.wires.lock().unwrap().nodes[&n(node)].clone();
+        let (name, text) = (format!("k{}", dice.below(1000)), i.to_string());
+        // A name is only used once more if nobody knows what became of it.
+        if sure.contains_key(&name) {
+            continue;
+        }
+        match by.propose(put(&name, &text)).await {
+            Ok(_) => drop(sure.insert(name, text)),
+            Err(Error::Unknown | Error::Unavailable) => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+    cluster.cut(&[]);
+    cluster.wires.lock().unwrap().lost = 0;
+    let nodes: Vec<Agreement> = {
+        let wires = cluster.wires.lock().unwrap();
+        wires.nodes.values().cloned().collect()
+    };
+    let mut states = Vec::new();
+    for node in &nodes {
+        states.push(node.read().await.unwrap());
+    }
+    assert!(!sure.is_empty());
+    assert!(states.iter().all(|s| *s == states[0]));
+    for name in sure.keys() {
+        assert!(states[0].kv.0.contains_key(name), "{name} of seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_acknowledged_is_lost_in_trouble() {
+    for seed in 1..=3 {
+        trouble(seed * 0x9e37_79b9).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_speaks_for_another_and_garbage_is_refused() {
+    let (cluster, all) = Cluster::three(7).await;
+    let bad =
+        |bytes: &[u8]| carrier::decode::<serde_json::Value>(bytes).unwrap()["refused"] == "bad";
+    let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"node_id":2},"committed":false},"last_log_id":null}}"#;
+    assert!(bad(&all[0].serve(n(3), vote).await));
+    assert!(!bad(&all[0].serve(n(2), vote).await));
+    let long = vec![b' '; carrier::MAX_MESSAGE_BYTES + 1];
+    assert!(bad(&all[0].serve(n(2), &long).await));
+    let mut dice = Dice(11);
+    for i in 0..500 {
+        let mut bytes = vote.to_vec();
+        if i % 2 == 0 {
+            let at = usize::try_from(dice.below(bytes.len() as u64)).unwrap();
+            bytes[at] = u8::try_from(dice.below(256)).unwrap();
+        } else {
+            bytes = (0..dice.below(100))
+                .map(|_| u8::try_from(dice.below(256)).unwrap())
+                .collect();
+        }
+        // It is from one that may not vote so, whatever it is.
+        assert!(bad(&all[0].serve(n(4), &bytes).await) || bytes.len() == vote.len());
+    }
+    all[1].propose(put("a", "1")).await.unwrap();
+    drop(cluster);
+}

@@ -1,0 +1,589 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the nodes of a cluster agree on: who they are, whom they believe, who may join.
+//!
+//! The state is made by commands that all nodes apply in the same order. It has no clock and no
+//! random numbers: both are in the commands. A command whose answer was lost is applied a second
+//! time, which changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use ssi::id::{MAX_NODE, NodeId};
+
+use super::facts::Facts;
+use super::hash::Hash;
+use super::kv::Kv;
+
+mod check;
+mod command;
+pub(crate) mod spell;
+#[cfg(test)]
+mod tests;
+
+use check::{check_addr, check_authority, check_name, check_node_name, place};
+pub use command::{Candidate, Command, Outcome, Refusal, Why};
+pub use spell::Unique;
+
+/// Longest name of a cluster or a node.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Longest certificate of an authority, PEM.
+pub const MAX_CA_BYTES: usize = 4096;
+/// Longest key of an authority, sealed.
+pub const MAX_SEALED_BYTES: usize = 4096;
+/// Most tokens, those that are used up and have not ended among them.
+pub const MAX_TOKENS: usize = 64;
+/// Longest name of a token.
+pub const MAX_TOKEN_ID_BYTES: usize = 16;
+/// Longest time a token is good for.
+pub const MAX_TOKEN_MS: u64 = 30 * 24 * 3600 * 1000;
+/// Most certificates that are remembered as revoked.
+pub const MAX_REVOKED: usize = 4096;
+/// Most certificates of one node that may still be good.
+pub const MAX_EARLIER: usize = 4;
+
+/// The cluster itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// What it is known by for ever.
+    pub id: Unique,
+    /// When it was founded.
+    pub founded_ms: u64,
+    /// Whom its nodes believe.
+    pub authority: Authority,
+}
+
+/// Who certifies nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    /// Its certificate, PEM.
+    pub ca: String,
+    /// Its key, sealed.
+    #[serde(with = "spell::base64")]
+    pub sealed_key: Vec<u8>,
+    /// How many authorities there were before.
+    pub generation: u32,
+    /// Certificate of the one before, while it is believed as well.
+    pub previous: Option<String>,
+}
+
+impl Authority {
+    /// Whether certificates of the authority `generation` are believed.
+    fn believes(&self, generation: u32) -> bool {
+        generation == self.generation
+            || (self.previous.is_some() && generation.checked_add(1) == Some(self.generation))
+    }
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Where its daemon is reached.
+    pub addr: SocketAddr,
+    /// Fingerprint of its certificate.
+    pub fingerprint: Hash,
+    /// Those of the certificates it had before, which may still be good. The oldest first.
+    pub earlier: Vec<Hash>,
+    /// The authority that made its certificate.
+    pub generation: u32,
+    /// When it joined.
+    pub joined_ms: u64,
+    /// The epoch that began when it joined.
+    pub epoch: u64,
+    /// Whether nothing new should move there.
+    pub cordoned: bool,
+    /// What it was like when it joined.
+    pub facts: Facts,
+    /// Of the command by which it joined.
+    pub nonce: Unique,
+}
+
+/// A node that was one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gone {
+    /// Its name.
+    pub name: String,
+    /// Fingerprints of its certificates, which are revoked.
+    pub fingerprints: Vec<Hash>,
+    /// When it went.
+    pub at_ms: u64,
+    /// The epoch that began when it went.
+    pub epoch: u64,
+    /// The epoch that began when it had joined.
+    pub since: u64,
+    /// Why it went.
+    pub why: Why,
+    /// Of the command by which it had joined.
+    pub nonce: Unique,
+}
+
+/// What lets machines join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// SHA-256 of its secret.
+    pub secret: Hash,
+    /// Not after this.
+    pub expires_ms: u64,
+    /// The user who made it.
+    pub made_by_uid: u32,
+    /// Machines that may still join. One with none is kept until it ends, so that the command
+    /// that made it does not make it again.
+    pub uses_left: u16,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// None before it is founded.
+    pub cluster: Option<Cluster>,
+    /// The nodes.
+    #[serde(with = "spell::by_node")]
+    pub nodes: BTreeMap<NodeId, Member>,
+    /// Who had a number that nobody has now.
+    #[serde(with = "spell::by_node")]
+    pub gone: BTreeMap<NodeId, Gone>,
+    /// Tokens by name.
+    pub tokens: BTreeMap<String, Token>,
+    /// Fingerprints of certificates that are not believed, and the generation of the authority
+    /// when that was said.
+    pub revoked: BTreeMap<Hash, u32>,
+    /// Grows by one whenever a node comes or goes.
+    pub epoch: u64,
+    /// What services of the cluster keep in it.
+    pub kv: Kv,
+}
+
+type Answer = Result<Outcome, Refusal>;
+
+impl State {
+    /// Does what `command` says.
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        self.try_apply(command).unwrap_or_else(Outcome::Refused)
+    }
+
+    /// The number of the next node: the lowest that nobody ever had, else the one that nobody had
+    /// for the longest time.
+    pub fn next_node(&self) -> Option<NodeId> {
+        (1..=MAX_NODE)
+            .filter_map(NodeId::new)
+            .find(|n| !self.nodes.contains_key(n) && !self.gone.contains_key(n))
+            .or_else(|| {
+                let longest = self.gone.iter().min_by_key(|(_, gone)| gone.epoch);
+                longest.map(|(node, _)| *node)
+            })
+    }
+
+    /// Certificates of all authorities that are believed, PEM, the one that issues first.
+    pub fn authorities(&self) -> impl Iterator<Item = &str> {
+        let authority = self.cluster.iter().map(|c| &c.authority);
+        authority.flat_map(|a| {
+            std::iter::once(a.ca.as_str()).chain(a.previous.iter().map(String::as_str))
+        })
+    }
+
+    fn try_apply(&mut self, command: &Command) -> Answer {
+        match command {
+            Command::Found { .. } => return self.found(command),
+            Command::Kv(command) => return Ok(Outcome::Kv(self.kv.apply(command))),
+            _ => {}
+        }
+        if self.cluster.is_none() {
+            return Err(Refusal::NotFounded);
+        }
+        match command {
+            Command::Found { .. } | Command::Kv(_) => Err(Refusal::AlreadyFounded),
+            Command::AddToken { .. } => self.add_token(command),
+            Command::DropToken { id } => {
+                let token = self.tokens.get_mut(id).ok_or(Refusal::TokenUnknown)?;
+                token.uses_left = 0;
+                Ok(Outcome::Done)
+            }
+            Command::Join {
+                token,
+                secret,
+                candidate,
+                generation,
+                now_ms,
+            } => self.join(token, *secret, candidate, *generation, *now_ms),
+            Command::Rename { node, name } => {
+                self.member(*node)?;
+                check_node_name(name, *node)?;
+                self.name_is_free(name, *node)?;
+                self.member(*node)?.name.clone_from(name);
+                Ok(Outcome::Done)
+            }
+            Command::SetAddr { node, addr } => {
+                self.member(*node)?;
+                check_addr(*addr)?;
+                self.addr_is_free(*addr, *node)?;
+                self.member(*node)?.addr = *addr;
+                Ok(Outcome::Done)
+            }
+            Command::Cordon { node } => {
+                self.member(*node)?.cordoned = true;
+                Ok(Outcome::Done)
+            }
+            Command::Uncordon { node } => {
+                self.member(*node)?.cordoned = false;
+                Ok(Outcome::Done)
+            }
+            Command::Remove {
+                node,
+                since,
+                why,
+                now_ms,
+            } => self.remove(*node, *since, *why, *now_ms),
+            Command::Leave {
+                node,
+                since,
+                now_ms,
+            } => self.remove(*node, *since, Why::Left, *now_ms),
+            Command::Renewed {
+                node,
+                since,
+                fingerprint,
+                generation,
+            } => self.renewed(*node, *since, *fingerprint, *generation),
+            Command::Revoke { fingerprint } => {
+                self.revoke(&[*fingerprint])?;
+                Ok(Outcome::Done)
+            }
+            Command::BeginRotation {
+                generation,
+                ca,
+                sealed_key,
+            } => self.begin_rotation(*generation, ca, sealed_key),
+            Command::FinishRotation { generation } => self.finish_rotation(*generation),
+        }
+    }
+
+    fn member(&mut self, node: NodeId) -> Result<&mut Member, Refusal> {
+        self.nodes.get_mut(&node).ok_or(Refusal::NoSuchNode)
+    }
+
+    fn authority(&mut self) -> Result<&mut Authority, Refusal> {
+        let cluster = self.cluster.as_mut();
+        cluster.map(|c| &mut c.authority).ok_or(Refusal::NotFounded)
+    }
+
+    fn name_is_free(&self, name: &str, but_for: NodeId) -> Result<(), Refusal> {
+        let mut others = self.nodes.iter().filter(|(node, _)| **node != but_for);
+        if others.any(|(_, m)| m.name == name) {
+            return Err(Refusal::NameTaken);
+        }
+        Ok(())
+    }
+
+    fn addr_is_free(&self, addr: SocketAddr, but_for: NodeId) -> Result<(), Refusal> {
+        let mut others = self.nodes.iter().filter(|(node, _)| **node != but_for);
+        if others.any(|(_, m)| place(m.addr) == place(addr)) {
+            return Err(Refusal::AddrTaken);
+        }
+        Ok(())
+    }
+
+    fn fingerprint_is_free(&self, fingerprint: Hash) -> Result<(), Refusal> {
+        let mut all = self.nodes.values();
+        if self.revoked.contains_key(&fingerprint)
+            || all.any(|m| m.fingerprint == fingerprint || m.earlier.contains(&fingerprint))
+        {
+            return Err(Refusal::FingerprintTaken);
+        }
+        Ok(())
+    }
+
+    fn generation(&self) -> u32 {
+        self.cluster.as_ref().map_or(0, |c| c.authority.generation)
+    }
+
+    fn found(&mut self, command: &Command) -> Answer {
+        let Command::Found {
+            name,
+            id,
+            ca,
+            sealed_key,
+            first,
+            now_ms,
+        } = command
+        else {
+            return Err(Refusal::AlreadyFounded);
+        };
+        if let Some(cluster) = &self.cluster {
+            return match self.nodes.get(&first.node) {
+                Some(member) if cluster.id == *id && member.nonce == first.nonce => {
+                    Ok(Outcome::Joined {
+                        node: first.node,
+                        epoch: member.epoch,
+                    })
+                }
+                _ => Err(Refusal::AlreadyFounded),
+            };
+        }
+        check_name(name)?;
+        check_authority(ca, sealed_key)?;
+        self.check(first)?;
+        self.cluster = Some(Cluster {
+            name: name.clone(),
+            id: *id,
+            founded_ms: *now_ms,
+            authority: Authority {
+                ca: ca.clone(),
+                sealed_key: sealed_key.clone(),
+                generation: 0,
+                previous: None,
+            },
+        });
+        Ok(self.admit(first, 0, *now_ms))
+    }
+
+    fn add_token(&mut self, command: &Command) -> Answer {
+        let Command::AddToken {
+            id,
+            secret,
+            expires_ms,
+            made_by_uid,
+            uses,
+            now_ms,
+        } = command
+        else {
+            return Err(Refusal::TokenInvalid);
+        };
+        self.tokens.retain(|_, t| t.expires_ms > *now_ms);
+        if let Some(token) = self.tokens.get(id) {
+            return if token.secret == *secret && token.expires_ms == *expires_ms {
+                Ok(Outcome::Done)
+            } else {
+                Err(Refusal::TokenExists)
+            };
+        }
+        if !(1..=MAX_TOKEN_ID_BYTES).contains(&id.len())
+            || !id
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            || !(1..=MAX_NODE).contains(uses)
+            || *expires_ms > now_ms.saturating_add(MAX_TOKEN_MS)
+        {
+            return Err(Refusal::TokenInvalid);
+        }
+        if *expires_ms <= *now_ms {
+            return Err(Refusal::TokenExpired);
+        }
+        if self.tokens.len() >= MAX_TOKENS {
+            // One of no use makes room.
+            let of_no_use = self.tokens.iter().filter(|(_, t)| t.uses_left == 0);
+            let first = of_no_use.min_by_key(|(_, t)| t.expires_ms);
+            let first = first.map(|(id, _)| id.clone());
+            self.tokens.remove(&first.ok_or(Refusal::TooManyTokens)?);
+        }
+        let token = Token {
+            secret: *secret,
+            expires_ms: *expires_ms,
+            made_by_uid: *made_by_uid,
+            uses_left: *uses,
+        };
+        self.tokens.insert(id.clone(), token);
+        Ok(Outcome::Done)
+    }
+
+    /// Whether `candidate` may be a node, but for its number.
+    fn check(&self, candidate: &Candidate) -> Result<(), Refusal> {
+        if !candidate.facts.make_sense() {
+            return Err(Refusal::FactsInvalid);
+        }
+        check_addr(candidate.addr)?;
+        check_node_name(&candidate.name, candidate.node)?;
+        self.name_is_free(&candidate.name, candidate.node)?;
+        self.addr_is_free(candidate.addr, candidate.node)?;
+        self.fingerprint_is_free(candidate.fingerprint)?;
+        for (node, member) in &self.nodes {
+            let differences = member.facts.differ(&candidate.facts);
+            if !differences.is_empty() {
+                return Err(Refusal::FactsDiffer {
+                    node: *node,
+                    differences,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, candidate: &Candidate, generation: u32, now_ms: u64) -> Outcome {
+        let (node, epoch) = (candidate.node, self.epoch.saturating_add(1));
+        self.epoch = epoch;
+        self.gone.remove(&node);
+        let member = Member {
+            name: candidate.name.clone(),
+            addr: candidate.addr,
+            fingerprint: candidate.fingerprint,
+            earlier: Vec::new(),
+            generation,
+            joined_ms: now_ms,
+            epoch,
+            cordoned: false,
+            facts: candidate.facts.clone(),
+            nonce: candidate.nonce,
+        };
+        self.nodes.insert(node, member);
+        Outcome::Joined { node, epoch }
+    }
+
+    fn join(
+        &mut self,
+        token: &str,
+        secret: Hash,
+        candidate: &Candidate,
+        generation: u32,
+        now_ms: u64,
+    ) -> Answer {
+        let nonce = candidate.nonce;
+        if let Some((node, member)) = self.nodes.iter().find(|(_, m)| m.nonce == nonce) {
+            let (node, epoch) = (*node, member.epoch);
+            if node != candidate.node {
+                return Err(Refusal::NumberTaken);
+            }
+            return Ok(Outcome::Joined { node, epoch });
+        }
+        if self.gone.values().any(|g| g.nonce == nonce) {
+            return Err(Refusal::JoinedBefore);
+        }
+        let found = self.tokens.get(token).filter(|t| t.secret == secret);
+        let (expires_ms, uses_left) = found
+            .map(|t| (t.expires_ms, t.uses_left))
+            .ok_or(Refusal::TokenUnknown)?;
+        if expires_ms <= now_ms {
+            self.tokens.remove(token);
+            return Err(Refusal::TokenExpired);
+        }
+        let uses_left = uses_left.checked_sub(1).ok_or(Refusal::TokenUsedUp)?;
+        if !self.authority()?.believes(generation) {
+            return Err(Refusal::OtherAuthority);
+        }
+        let next = self.next_node().ok_or(Refusal::ClusterFull)?;
+        if candidate.node != next {
+            return Err(Refusal::NumberTaken);
+        }
+        self.check(candidate)?;
+        if let Some(token) = self.tokens.get_mut(token) {
+            token.uses_left = uses_left;
+        }
+        Ok(self.admit(candidate, generation, now_ms))
+    }
+
+    fn remove(&mut self, node: NodeId, since: u64, why: Why, now_ms: u64) -> Answer {
+        if let Some(gone) = self.gone.get(&node).filter(|g| g.since == since) {
+            let epoch = gone.epoch;
+            return Ok(Outcome::Gone { node, epoch });
+        }
+        let member = self.nodes.get(&node).filter(|m| m.epoch == since);
+        let member = member.ok_or(Refusal::NoSuchNode)?;
+        if self.nodes.len() == 1 {
+            return Err(Refusal::LastNode);
+        }
+        let mut fingerprints = member.earlier.clone();
+        fingerprints.push(member.fingerprint);
+        let gone = Gone {
+            name: member.name.clone(),
+            fingerprints,
+            at_ms: now_ms,
+            epoch: self.epoch.saturating_add(1),
+            since,
+            why,
+            nonce: member.nonce,
+        };
+        self.revoke(&gone.fingerprints)?;
+        self.epoch = gone.epoch;
+        self.nodes.remove(&node);
+        self.gone.insert(node, gone);
+        let epoch = self.epoch;
+        Ok(Outcome::Gone { node, epoch })
+    }
+
+    /// Remembers all of `fingerprints`, or none.
+    fn revoke(&mut self, fingerprints: &[Hash]) -> Result<(), Refusal> {
+        let new = fingerprints
+            .iter()
+            .filter(|f| !self.revoked.contains_key(f))
+            .count();
+        if self.revoked.len().saturating_add(new) > MAX_REVOKED {
+            return Err(Refusal::TooManyRevoked);
+        }
+        let generation = self.generation();
+        for fingerprint in fingerprints {
+            self.revoked.entry(*fingerprint).or_insert(generation);
+        }
+        Ok(())
+    }
+
+    fn renewed(&mut self, node: NodeId, since: u64, fingerprint: Hash, generation: u32) -> Answer {
+        let member = self.nodes.get(&node).filter(|m| m.epoch == since);
+        let member = member.ok_or(Refusal::NoSuchNode)?;
+        if member.fingerprint == fingerprint {
+            return Ok(Outcome::Done);
+        }
+        // An authority once left is not gone back to.
+        let newest = member.generation;
+        if !self.authority()?.believes(generation) || generation < newest {
+            return Err(Refusal::OtherAuthority);
+        }
+        self.fingerprint_is_free(fingerprint)?;
+        let mut earlier = self.member(node)?.earlier.clone();
+        earlier.push(self.member(node)?.fingerprint);
+        let too_many = earlier.len().saturating_sub(MAX_EARLIER);
+        let oldest: Vec<Hash> = earlier.drain(..too_many).collect();
+        self.revoke(&oldest)?;
+        let member = self.member(node)?;
+        member.earlier = earlier;
+        member.fingerprint = fingerprint;
+        member.generation = generation;
+        Ok(Outcome::Done)
+    }
+
+    fn begin_rotation(&mut self, generation: u32, ca: &str, sealed_key: &[u8]) -> Answer {
+        check_authority(ca, sealed_key)?;
+        let authority = self.authority()?;
+        if authority.previous.is_some() {
+            return if authority.generation == generation && authority.ca == ca {
+                Ok(Outcome::Rotating { generation })
+            } else {
+                Err(Refusal::RotationUnderway)
+            };
+        }
+        // Also what began one that is finished: it would bring an old authority back.
+        if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
+            return Err(Refusal::NoRotation);
+        }
+        let old = std::mem::replace(&mut authority.ca, ca.to_owned());
+        authority.previous = Some(old);
+        authority.sealed_key = sealed_key.to_vec();
+        authority.generation = generation;
+        Ok(Outcome::Rotating { generation })
+    }
+
+    fn finish_rotation(&mut self, generation: u32) -> Answer {
+        if self.generation() != generation || generation == 0 {
+            return Err(Refusal::NoRotation);
+        }
+        if self.authority()?.previous.is_none() {
+            return Ok(Outcome::Done);
+        }
+        let late = self.nodes.iter().find(|(_, m)| m.generation != generation);
+        if let Some((node, _)) = late {
+            return Err(Refusal::NotRenewed { node: *node });
+        }
+        self.authority()?.previous = None;
+        // What was revoked before was made by the authority that is not believed any more.
+        self.revoked.retain(|_, revoked| *revoked == generation);
+        Ok(Outcome::Done)
+    }
+}

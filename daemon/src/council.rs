@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! This node's part in governing the cluster: what is agreed on and done about it, who is let in
+//! and who goes, and certificates.
+
+mod certify;
+mod envoy;
+mod follow;
+mod steward;
+mod warden;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ssi::id::NodeId;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::agree::{self, Agreement, Status, Timing};
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::core::facts::Facts;
+use crate::core::state::{self, Candidate, Command, Outcome, State, Unique, Why};
+use crate::failure::Failure;
+use crate::msg::govern::{Admit, Agreed, Retire, Rotate};
+use crate::msg::{self, Answer, Done, Request};
+use crate::pki::{self, Authority, Seal};
+use crate::seat::{self, Credentials, Seat, Store};
+use crate::tls;
+use envoy::Envoy;
+
+/// Longest wait for another node that does something for us.
+const ASK_IN: Duration = Duration::from_secs(20);
+/// What the key of the authority is sealed for.
+const SEALED_FOR: &str = "authority";
+
+/// The node cannot take part.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// In what is agreed on.
+    #[error(transparent)]
+    Agree(#[from] agree::Error),
+    /// Its files are of no use.
+    #[error(transparent)]
+    Seat(#[from] seat::Error),
+    /// The authority's key cannot be kept.
+    #[error("the key of the authority")]
+    Seal(#[from] pki::seal::FileError),
+    /// The authority cannot be made.
+    #[error("authority")]
+    Authority(#[from] pki::authority::Error),
+    /// A certificate is none.
+    #[error(transparent)]
+    Certificate(#[from] pki::certificate::NoCertificate),
+    /// It cannot prove who it is.
+    #[error(transparent)]
+    Identity(#[from] tls::Error),
+    /// No random numbers.
+    #[error("no random numbers")]
+    Random,
+    /// The cluster does not take it.
+    #[error(transparent)]
+    Refused(#[from] state::Refusal),
+}
+
+/// This node's part in governing.
+pub struct Council {
+    own: NodeId,
+    cluster: Weak<Cluster>,
+    agreement: Agreement,
+    store: Store,
+    life: Duration,
+    /// After so long without a majority this node is fenced off.
+    fence_after: Duration,
+    seat: Mutex<Seat>,
+    /// Opens the authority's key; only voters have it.
+    seal: RwLock<Option<Arc<Seal>>>,
+    credentials: Mutex<Credentials>,
+    /// Says that a new certificate is wanted.
+    renew: watch::Sender<()>,
+}
+
+impl std::fmt::Debug for Council {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Council").finish_non_exhaustive()
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// 128 random bits.
+pub fn unique() -> Option<Unique> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(Unique(u128::from_ne_bytes(bytes)))
+}
+
+impl From<agree::Error> for Failure {
+    fn from(e: agree::Error) -> Self {
+        Failure::Unavailable(crate::failure::in_full(&e))
+    }
+}
+
+impl From<state::Refusal> for Failure {
+    fn from(refusal: state::Refusal) -> Self {
+        match refusal {
+            state::Refusal::NoSuchNode => Failure::NoNode("of that number".to_owned()),
+            other => Failure::declined(other.code(), other.to_string()),
+        }
+    }
+}
+
+/// An outcome that is no refusal.
+fn accepted(outcome: Outcome) -> Result<Outcome, Failure> {
+    match outcome {
+        Outcome::Refused(refusal) => Err(refusal.into()),
+        other => Ok(other),
+    }
+}
+
+/// What a new cluster is made of.
+#[derive(Debug)]
+pub struct Founding {
+    command: Command,
+    seal: [u8; pki::seal::KEY_BYTES],
+    /// How the first node proves who it is.
+    pub credentials: Credentials,
+    /// Its place.
+    pub seat: Seat,
+}
+
+impl Founding {
+    /// Makes an authority for the cluster `name` and a certificate for its first node.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn new(name: &str, seat: Seat, facts: Facts, life: Duration) -> Result<Self, Error> {
+        let (authority, ca) = Authority::new(name)?;
+        let mut key = [0; pki::seal::KEY_BYTES];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_| Error::Random)?;
+        let seal = Seal::new(&key).map_err(|_| Error::Random)?;
+        let sealed_key = seal
+            .seal(SEALED_FOR, authority.key_pem().as_bytes())
+            .map_err(|_| Error::Random)?;
+        let (node_key, request) = pki::request()?;
+        let validity = pki::Validity::from_now(life);
+        let cert = authority.sign(&request, seat.node, seat.addr.ip(), validity)?;
+        let first = Candidate {
+            node: seat.node,
+            name: seat.name.clone(),
+            addr: seat.addr,
+            fingerprint: pki::fingerprint(&pki::certificate::from_pem(&cert)?),
+            facts,
+            nonce: unique().ok_or(Error::Random)?,
+        };
+        Ok(Self {
+            command: Command::Found {
+                name: name.to_owned(),
+                id: seat.cluster,
+                ca: ca.clone(),
+                sealed_key,
+                first,
+                now_ms: now_ms(),
+            },
+            seal: key,
+            credentials: Credentials {
+                ca,
+                node: node_key + &cert,
+            },
+            seat,
+        })
+    }
+}
+
+impl Council {
+    /// Takes part as `seat` says, in tasks of `tasks`.
+    ///
+    /// # Errors
+    /// When what is agreed on cannot be read.
+    pub async fn open(
+        cluster: &Arc<Cluster>,
+        config: &Config,
+        store: Store,
+        seat: Seat,
+        credentials: Credentials,
+        timing: Timing,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Self>, Error> {
+        let envoy = Arc::new(Envoy::new(Arc::downgrade(cluster)));
+        let agreement = Agreement::open(&store.agreed(), seat.node, envoy, timing).await?;
+        let seal = if store.seal().exists() {
+            Some(Arc::new(Seal::load(&store.seal())?))
+        } else {
+            None
+        };
+        let council = Arc::new(Self {
+            own: seat.node,
+            cluster: Arc::downgrade(cluster),
+            agreement,
+            store,
+            life: config.certificate_life,
+            fence_after: config.peer_dead_after + Duration::from_millis(timing.election_max_ms),
+            seat: Mutex::new(seat),
+            seal: RwLock::new(seal),
+            credentials: Mutex::new(credentials),
+            renew: watch::Sender::new(()),
+        });
+        tasks.spawn(Arc::clone(&council).follow());
+        tasks.spawn(Arc::clone(&council).keep_certificate());
+        tasks.spawn(Arc::clone(&council).steward());
+        tasks.spawn(Arc::clone(&council).watch_majority());
+        Ok(council)
+    }
+
+    /// Founds the cluster; this node must be new.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn found(&self, founding: Founding) -> Result<Seat, Error> {
+        self.agreement.found().await?;
+        match self.agreement.propose(founding.command).await? {
+            Outcome::Joined { epoch, .. } => {
+                self.keep_seal(&founding.seal)?;
+                let mut seat = founding.seat;
+                seat.since = epoch;
+                self.seat().clone_from(&seat);
+                Ok(seat)
+            }
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            _ => Err(state::Refusal::AlreadyFounded.into()),
+        }
+    }
+
+    fn seat(&self) -> std::sync::MutexGuard<'_, Seat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
+        let gone = || Failure::Unavailable("this node leaves the cluster".to_owned());
+        self.cluster.upgrade().ok_or_else(gone)
+    }
+
+    /// What is agreed on, as far as it is known here.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.agreement.watch().borrow())
+    }
+
+    /// How this node stands.
+    pub fn status(&self) -> Status {
+        self.agreement.status()
+    }
+
+    /// The word users see for what a node does here: who leads, who votes and who only hears.
+    pub fn role(&self, node: NodeId) -> &'static str {
+        let status = self.status();
+        if status.leader == Some(node) {
+            "leader"
+        } else if status.voters.contains(&node) {
+            "voter"
+        } else if status.learners.contains(&node) {
+            "learner"
+        } else {
+            ""
+        }
+    }
+
+    /// What is agreed on now.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] without a majority.
+    pub async fn read(&self) -> Result<Arc<State>, Failure> {
+        Ok(self.agreement.read().await?)
+    }
+
+    /// Has all nodes agree on a change.
+    ///
+    /// # Errors
+    /// Why it is refused; [`Failure::Unavailable`] without a majority.
+    pub async fn propose(&self, command: Command) -> Result<Outcome, Failure> {
+        accepted(self.agreement.propose(command).await?)
+    }
+
+    /// Asks the node that leads.
+    async fn ask_leader(&self, request: Request) -> Result<Answer, Failure> {
+        let none = || Failure::Unavailable("no node leads the cluster now".to_owned());
+        let leader = self.status().leader.ok_or_else(none)?;
+        let peer = self.cluster()?.roster().peer(leader).ok_or_else(none)?;
+        peer.ask_once(request, ASK_IN).await
+    }
+
+    /// Answers what another node asks.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    pub async fn serve(&self, from: NodeId, request: Request) -> Result<Answer, Failure> {
+        match request {
+            Request::Agree(agree) => {
+                let message = self.agreement.serve(from, &agree.message).await;
+                Ok(Answer::Agreed(Agreed { message }))
+            }
+            Request::Admit(admit) => self.admit_here(admit).await.map(Answer::Admitted),
+            Request::Certify(certify) => self
+                .certify(from, &certify.request)
+                .await
+                .map(Answer::Certified),
+            Request::TakeSeal(take) => {
+                if self.status().leader != Some(from) {
+                    return Err(Failure::declined("not-leader", "only who leads says so"));
+                }
+                self.keep_seal(&take.key)
+                    .map_err(|e| Failure::Unavailable(crate::failure::in_full(&e)))?;
+                Ok(Answer::Done(Done {}))
+            }
+            Request::Retire(retire) => {
+                let node = msg::node(retire.node);
+                let node = node.ok_or_else(|| Failure::NoNode(retire.node.to_string()))?;
+                if retire.leaves && node != from {
+                    return Err(Failure::declined("not-yours", "nodes leave by themselves"));
+                }
+                let why = if retire.leaves {
+                    Why::Left
+                } else {
+                    Why::Removed
+                };
+                self.retire_here(node, retire.since, why).await?;
+                Ok(Answer::Done(Done {}))
+            }
+            Request::Rotate(_) => self.rotate_here().await.map(|()| Answer::Done(Done {})),
+            _ => Err(Failure::Unavailable("not about the council".to_owned())),
+        }
+    }
+
+    /// Takes a node out, wherever the leader is. Returns when it does not vote any more.
+    ///
+    /// # Errors
+    /// Why it is not out.
+    pub async fn retire(&self, node: NodeId, why: Why) -> Result<(), Failure> {
+        let state = self.read().await?;
+        let since = state.nodes.get(&node).map(|m| m.epoch);
+        let since = since.ok_or_else(|| Failure::NoNode(node.to_string()))?;
+        if self.status().leader == Some(self.own) {
+            return self.retire_here(node, since, why).await;
+        }
+        let retire = Retire {
+            node: node.get().into(),
+            since,
+            leaves: why == Why::Left,
+        };
+        self.ask_leader(Request::Retire(retire)).await.map(drop)
+    }
+
+    /// Has the cluster believe another authority, wherever the key of this one is. The old one is
+    /// believed until every node has a certificate of the new one.
+    ///
+    /// # Errors
+    /// When one is being changed already, or there is no majority.
+    pub async fn rotate(&self) -> Result<(), Failure> {
+        if self.has_seal() {
+            return self.rotate_here().await;
+        }
+        self.ask_leader(Request::Rotate(Rotate {})).await.map(drop)
+    }
+
+    /// Takes part no more.
+    pub async fn stop(&self) {
+        self.agreement.stop().await;
+    }
+
+    /// Lets a machine in, wherever the key of the authority is.
+    ///
+    /// # Errors
+    /// Why it stays out.
+    pub async fn admit(&self, admit: Admit) -> Result<msg::govern::Admitted, Failure> {
+        if self.has_seal() {
+            return self.admit_here(admit).await;
+        }
+        match self.ask_leader(Request::Admit(admit)).await? {
+            Answer::Admitted(admitted) => Ok(admitted),
+            _ => Err(Failure::Unavailable("no answer of the leader".to_owned())),
+        }
+    }
+}

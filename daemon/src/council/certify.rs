@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Certificates: made by voters, who have what opens the authority's key, for machines that join
+//! and for nodes whose certificate nears its end.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use tokio::time::sleep;
+
+use super::{Council, Error, SEALED_FOR, accepted, now_ms};
+use crate::core::hash::Hash;
+use crate::core::state::{Candidate, Command, Outcome, Refusal, State, Unique};
+use crate::failure::{Failure, in_full};
+use crate::msg::govern::{Admit, Admitted, Certified, Certify, Member};
+use crate::msg::{Answer, Request};
+use crate::pki::{self, Authority, Seal, Token, Validity};
+use crate::seat::Credentials;
+use crate::tls;
+
+/// Machines that join at one time take each other's number; so often a machine tries another.
+const TRIES: u32 = 8;
+/// Pause before a certificate that was not made is asked for again.
+const AGAIN: Duration = Duration::from_secs(10);
+/// A certificate is looked at this often: clocks are set, and machines sleep.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+fn unusable(e: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::Unavailable(format!("cannot make a certificate: {}", in_full(e)))
+}
+
+/// Certificates of all authorities that `state` believes.
+pub(super) fn authorities(state: &State) -> String {
+    state.authorities().collect::<Vec<_>>().concat()
+}
+
+impl Council {
+    pub(super) fn has_seal(&self) -> bool {
+        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
+        seal.is_some()
+    }
+
+    /// Keeps the key that opens that of the authority.
+    pub(super) fn keep_seal(&self, key: &[u8]) -> Result<(), Error> {
+        let seal = Seal::new(key).map_err(|_| Error::Random)?;
+        let path = self.store.seal();
+        let next = path.with_extension("new");
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&next)?;
+            file.write_all(key)?;
+            file.sync_all()?;
+            std::fs::rename(&next, &path)
+        };
+        write().map_err(|source| pki::seal::FileError::File { path, source })?;
+        let mut kept = self.seal.write().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(Arc::new(seal));
+        Ok(())
+    }
+
+    /// Forgets it: this node does not vote any more.
+    pub(super) fn drop_seal(&self) {
+        let mut kept = self.seal.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.take().is_some()
+            && let Err(e) = self.store.remove_seal()
+        {
+            tracing::error!("{}", in_full(&e));
+        }
+    }
+
+    /// The authority with its key.
+    fn authority(&self, state: &State) -> Result<(Authority, u32), Failure> {
+        let unfounded = || Failure::from(Refusal::NotFounded);
+        let authority = &state.cluster.as_ref().ok_or_else(unfounded)?.authority;
+        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
+        let seal = seal.clone().ok_or_else(|| {
+            Failure::Unavailable(format!("{} does not vote: ask another node", self.own))
+        })?;
+        let key = seal
+            .open(SEALED_FOR, &authority.sealed_key)
+            .map_err(|e| unusable(&e))?;
+        let key = String::from_utf8(key).map_err(|e| unusable(&e))?;
+        let loaded = Authority::load(&authority.ca, &key).map_err(|e| unusable(&e))?;
+        Ok((loaded, authority.generation))
+    }
+
+    /// Seals another authority's key.
+    pub(super) fn seal_key(&self, key_pem: &str) -> Result<Vec<u8>, Failure> {
+        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
+        let seal = seal
+            .clone()
+            .ok_or_else(|| Failure::from(Refusal::NoRotation))?;
+        seal.seal(SEALED_FOR, key_pem.as_bytes())
+            .map_err(|e| unusable(&e))
+    }
+
+    fn sign(
+        &self,
+        authority: &Authority,
+        request: &[u8],
+        node: NodeId,
+        addr: SocketAddr,
+    ) -> Result<(String, Hash), Failure> {
+        let validity = Validity::from_now(self.life);
+        let cert = authority
+            .sign(request, node, addr.ip(), validity)
+            .map_err(|e| Failure::declined("bad-request", in_full(&e)))?;
+        let der = pki::certificate::from_pem(&cert).map_err(|e| unusable(&e))?;
+        let fingerprint = pki::fingerprint(&der);
+        Ok((cert, fingerprint))
+    }
+
+    /// Lets a machine in.
+    pub(super) async fn admit_here(&self, ask: Admit) -> Result<Admitted, Failure> {
+        let bad = |what: &str| Failure::declined("bad-request", format!("{what} cannot be read"));
+        let token: Token = ask.token.parse().map_err(|_| bad("the token"))?;
+        let addr: SocketAddr = ask.addr.parse().map_err(|_| bad("the address"))?;
+        let nonce = <[u8; 16]>::try_from(&ask.nonce[..]).map_err(|_| bad("the nonce"))?;
+        let nonce = Unique(u128::from_be_bytes(nonce));
+        let facts = ask.facts.map(Into::into).unwrap_or_default();
+        for _ in 0..TRIES {
+            let state = self.read().await?;
+            let (authority, generation) = self.authority(&state)?;
+            let known = state.tokens.get(token.id());
+            known
+                .filter(|t| t.secret == token.secret_hash())
+                .ok_or_else(|| Failure::from(Refusal::TokenUnknown))?;
+            if let Some(node) = state.nodes.iter().find(|(_, m)| m.nonce == nonce) {
+                // It is in: the answer was lost.
+                let (node, since) = (*node.0, node.1.epoch);
+                let certified = self.certify(node, &ask.request).await?;
+                return admitted(&*self.read().await?, node, since, certified);
+            }
+            let next = state.next_node();
+            let node = next.ok_or_else(|| Failure::from(Refusal::ClusterFull))?;
+            let (certificate, fingerprint) = self.sign(&authority, &ask.request, node, addr)?;
+            let name = Some(ask.name.clone()).filter(|n| !n.is_empty());
+            let candidate = Candidate {
+                node,
+                name: name.unwrap_or_else(|| node.to_string()),
+                addr,
+                fingerprint,
+                facts: Clone::clone(&facts),
+                nonce,
+            };
+            let join = Command::Join {
+                token: token.id().to_owned(),
+                secret: token.secret_hash(),
+                candidate,
+                generation,
+                now_ms: now_ms(),
+            };
+            match self.agreement.propose(join).await? {
+                Outcome::Refused(Refusal::NumberTaken) => {}
+                outcome => {
+                    let Outcome::Joined { epoch, .. } = accepted(outcome)? else {
+                        break;
+                    };
+                    let authorities = authorities(&state);
+                    let certified = Certified {
+                        certificate,
+                        authorities,
+                    };
+                    tracing::info!(%node, %addr, "a machine has joined");
+                    return admitted(&*self.read().await?, node, epoch, certified);
+                }
+            }
+        }
+        Err(Refusal::NumberTaken.into())
+    }
+
+    /// Makes another certificate for a node.
+    pub(super) async fn certify(&self, node: NodeId, request: &[u8]) -> Result<Certified, Failure> {
+        let state = self.read().await?;
+        let (authority, generation) = self.authority(&state)?;
+        let member = state.nodes.get(&node);
+        let member = member.ok_or_else(|| Failure::NoNode(node.to_string()))?;
+        let (certificate, fingerprint) = self.sign(&authority, request, node, member.addr)?;
+        self.propose(Command::Renewed {
+            node,
+            since: member.epoch,
+            fingerprint,
+            generation,
+        })
+        .await?;
+        tracing::info!(%node, "another certificate made");
+        let authorities = authorities(&state);
+        Ok(Certified {
+            certificate,
+            authorities,
+        })
+    }
+
+    fn credentials(&self) -> Credentials {
+        let credentials = self.credentials.lock();
+        credentials.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Proves who this node is with other credentials from now on.
+    pub(super) fn adopt(&self, new: Credentials, state: &State) -> Result<(), Error> {
+        let revoked = state.revoked.keys().copied().collect();
+        let identity = tls::Identity::of(self.own, &new, revoked)?;
+        let mut kept = self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *kept != new {
+            self.store.save_credentials(&new)?;
+            *kept = new;
+        }
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.net().set_identity(Arc::new(identity));
+        }
+        Ok(())
+    }
+
+    /// As [`Council::adopt`], with the certificate there is and the authorities of `state`.
+    pub(super) fn believe(&self, state: &State) -> Result<(), Error> {
+        let node = self.credentials().node;
+        let ca = authorities(state);
+        self.adopt(Credentials { ca, node }, state)
+    }
+
+    /// Whether this node's certificate should be replaced.
+    fn is_due(&self) -> bool {
+        let state = self.state();
+        let generation = state.cluster.as_ref().map(|c| c.authority.generation);
+        let own = state.nodes.get(&self.own);
+        if let (Some(generation), Some(own)) = (generation, own)
+            && own.generation != generation
+        {
+            return true;
+        }
+        let cert = tls::own_certificate(&self.credentials());
+        let renew_at = cert.map(|cert| pki::renew_at(&cert));
+        matches!(renew_at, Ok(Ok(at)) if at <= now_ms())
+    }
+
+    async fn renew_own(&self) -> Result<(), Failure> {
+        let (key, request) = pki::request().map_err(|e| unusable(&e))?;
+        let certified = if self.has_seal() {
+            self.certify(self.own, &request).await?
+        } else {
+            match self
+                .ask_leader(Request::Certify(Certify { request }))
+                .await?
+            {
+                Answer::Certified(certified) => certified,
+                _ => return Err(Failure::Unavailable("no answer of the leader".to_owned())),
+            }
+        };
+        let new = Credentials {
+            ca: certified.authorities,
+            node: key + &certified.certificate,
+        };
+        self.adopt(new, &self.state()).map_err(|e| unusable(&e))
+    }
+
+    /// Gets another certificate whenever there should be one.
+    pub(super) async fn keep_certificate(self: Arc<Self>) {
+        let mut wanted = self.renew.subscribe();
+        loop {
+            let pause = if self.is_due() {
+                match self.renew_own().await {
+                    Ok(()) => {
+                        tracing::info!("certificate renewed");
+                        continue;
+                    }
+                    Err(e) => tracing::warn!("certificate not renewed: {e}"),
+                }
+                AGAIN
+            } else {
+                LOOK_EVERY.min(self.life / 6)
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = wanted.changed() => {}
+            }
+        }
+    }
+}
+
+/// What a machine that has joined is told.
+fn admitted(
+    state: &State,
+    node: NodeId,
+    since: u64,
+    certified: Certified,
+) -> Result<Admitted, Failure> {
+    let unfounded = || Failure::from(Refusal::NotFounded);
+    let members = state.nodes.iter().map(|(node, m)| Member {
+        node: node.get().into(),
+        name: m.name.clone(),
+        addr: m.addr.to_string(),
+    });
+    Ok(Admitted {
+        node: node.get().into(),
+        since,
+        cluster: state.cluster.as_ref().ok_or_else(unfounded)?.id.to_string(),
+        certified: Some(certified),
+        members: members.collect(),
+    })
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Brings the messages of those who agree over the control connections.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use ssi::id::NodeId;
+
+use crate::agree::carrier::{Asked, Carrier, NoAnswer};
+use crate::cluster::Cluster;
+use crate::core::liveness::State;
+use crate::msg::govern::Agree;
+use crate::msg::{Answer, Request};
+
+/// Nobody waits longer for an answer.
+const ANSWER_IN: Duration = Duration::from_secs(60);
+
+/// Carries messages to the peers of a cluster.
+#[derive(Debug)]
+pub(super) struct Envoy {
+    cluster: Weak<Cluster>,
+}
+
+impl Envoy {
+    pub(super) fn new(cluster: Weak<Cluster>) -> Self {
+        Self { cluster }
+    }
+}
+
+impl Carrier for Envoy {
+    fn ask(&self, to: NodeId, message: Vec<u8>) -> Asked<'_> {
+        Box::pin(async move {
+            let cluster = self.cluster.upgrade().ok_or(NoAnswer::NotSent)?;
+            let peer = cluster.roster().peer(to).ok_or(NoAnswer::NotSent)?;
+            drop(cluster);
+            // One that has no connection is not sent to; one that had may have got it.
+            if peer.state() == State::Dead {
+                return Err(NoAnswer::NotSent);
+            }
+            match peer
+                .ask_once(Request::Agree(Agree { message }), ANSWER_IN)
+                .await
+            {
+                Ok(Answer::Agreed(agreed)) => Ok(agreed.message),
+                _ => Err(NoAnswer::Lost),
+            }
+        })
+    }
+}

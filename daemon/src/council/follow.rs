@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Does on this node what was agreed on: who is in the roster, and whom it believes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use tokio::time::sleep;
+
+use super::Council;
+use crate::config::Node;
+use crate::core::state::{State, Why};
+use crate::failure::in_full;
+use crate::seat::Other;
+
+/// A node that left is heard for so long.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+impl Council {
+    /// Acts on every change.
+    pub(super) async fn follow(self: Arc<Self>) {
+        let mut states = self.agreement.watch();
+        let mut epochs = BTreeMap::new();
+        let mut before = Arc::<State>::default();
+        loop {
+            let state = Arc::clone(&states.borrow_and_update());
+            // None has come yet: then those count that were there when this node joined.
+            if state.cluster.is_some() {
+                self.enter_and_leave(&state, &mut epochs).await;
+                self.trust(&before, &state);
+            }
+            before = state;
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn enter_and_leave(&self, state: &State, epochs: &mut BTreeMap<NodeId, u64>) {
+        let Some(cluster) = self.cluster.upgrade() else {
+            return;
+        };
+        for peer in cluster.roster().peers() {
+            let since = state.nodes.get(&peer.node).map(|m| m.epoch);
+            let known = epochs.get(&peer.node).copied();
+            // Another machine may have the number of one that went.
+            let is_same = known.is_none() || known == since;
+            if since.is_none() || !is_same {
+                let gone = state.gone.get(&peer.node);
+                if gone.is_some_and(|g| g.why == Why::Left) {
+                    // Whoever helped it to leave still has to tell it.
+                    sleep(FAREWELL).await;
+                }
+                epochs.remove(&peer.node);
+                cluster.leave(peer.node).await;
+                peer.ended().await;
+            }
+        }
+        self.note_others(state);
+        for (id, member) in &state.nodes {
+            epochs.insert(*id, member.epoch);
+            if *id == self.own {
+                cluster.set_cordoned(member.cordoned);
+            } else {
+                cluster.enter(Node {
+                    id: *id,
+                    name: member.name.clone(),
+                    addr: member.addr,
+                });
+            }
+        }
+    }
+
+    /// Keeps who there is, for the next start: what is agreed on takes a moment to be known then.
+    fn note_others(&self, state: &State) {
+        let others = state.nodes.iter().filter(|(id, _)| **id != self.own);
+        let others: Vec<Other> = others
+            .map(|(id, m)| Other {
+                node: *id,
+                name: m.name.clone(),
+                addr: m.addr,
+            })
+            .collect();
+        let mut seat = self.seat();
+        // Before that it has no place yet.
+        if seat.others == others || !state.nodes.contains_key(&self.own) {
+            return;
+        }
+        seat.others = others;
+        if let Err(e) = self.store.save(&seat) {
+            tracing::error!("who there is: {}", in_full(&e));
+        }
+    }
+
+    /// Believes whom `state` believes. What was revoked is cut off.
+    fn trust(&self, before: &State, state: &State) {
+        if !before.authorities().eq(state.authorities()) || before.revoked != state.revoked {
+            match self.believe(state) {
+                Ok(()) => {}
+                Err(e) => tracing::error!("whom to believe: {}", in_full(&e)),
+            }
+        }
+        let generation = |s: &State| s.cluster.as_ref().map(|c| c.authority.generation);
+        if generation(before) != generation(state) {
+            self.renew.send_replace(());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the node that leads sees to: who votes, and that a change of the authority comes to an end.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ssi::id::NodeId;
+use tokio::time::sleep;
+
+use super::{ASK_IN, Council};
+use crate::agree::{Role, Status};
+use crate::cluster::Cluster;
+use crate::core::liveness;
+use crate::core::state::{Command, State, Why};
+use crate::core::voters;
+use crate::failure::{Failure, in_full};
+use crate::msg::Request;
+use crate::msg::govern::TakeSeal;
+use crate::pki::Authority;
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_millis(500);
+
+impl Council {
+    /// Sees to it for as long as the node runs; does something only while it leads.
+    pub(super) async fn steward(self: Arc<Self>) {
+        let (mut complaint, mut voted) = (String::new(), false);
+        loop {
+            sleep(EVERY).await;
+            let status = self.status();
+            if status.voters.is_empty() {
+                continue;
+            }
+            let votes = status.voters.contains(&self.own);
+            if voted && !votes {
+                self.drop_seal();
+            }
+            voted = votes;
+            if status.role != Role::Leader || !status.has_majority {
+                continue;
+            }
+            let state = self.state();
+            let nodes = state.nodes.keys().copied().collect();
+            let done = match self.set_voters(&status, nodes, None).await {
+                Ok(()) => self.finish_rotation(&state).await,
+                e => e,
+            };
+            let said = done.err().map(|e| e.to_string()).unwrap_or_default();
+            if said != complaint && !said.is_empty() {
+                tracing::info!("not seen to yet: {said}");
+            }
+            complaint = said;
+        }
+    }
+
+    fn is_up(&self, cluster: &Cluster, node: NodeId) -> bool {
+        let peer = cluster.roster().peer(node);
+        node == self.own || peer.is_some_and(|p| p.state() == liveness::State::Up)
+    }
+
+    /// Has the right ones of `nodes` vote, but for `not`, and the others hear.
+    async fn set_voters(
+        &self,
+        status: &Status,
+        nodes: BTreeSet<NodeId>,
+        not: Option<NodeId>,
+    ) -> Result<(), Failure> {
+        let cluster = self.cluster()?;
+        let mut able = nodes.clone();
+        able.retain(|n| Some(*n) != not);
+        let chosen = voters::choose(&able, &status.voters, self.own, |n| self.is_up(&cluster, n));
+        let learners: BTreeSet<NodeId> = nodes.difference(&chosen).copied().collect();
+        // Who is new hears what there is before it votes.
+        let heard: BTreeSet<NodeId> = status.voters.union(&status.learners).copied().collect();
+        if !nodes.is_subset(&heard) {
+            let voters = status.voters.intersection(&nodes).copied().collect();
+            let learners = nodes.difference(&voters).copied().collect();
+            return Ok(self.agreement.set_members(voters, learners).await?);
+        }
+        if chosen == status.voters && learners == status.learners {
+            return Ok(());
+        }
+        for new in chosen.difference(&status.voters) {
+            self.hand_seal(&cluster, *new).await?;
+        }
+        tracing::info!(voters = ?chosen, "voters change");
+        Ok(self.agreement.set_members(chosen, learners).await?)
+    }
+
+    /// Gives a node that is to vote what opens the authority's key.
+    async fn hand_seal(&self, cluster: &Cluster, node: NodeId) -> Result<(), Failure> {
+        let peer = cluster.roster().peer(node);
+        let peer = peer.ok_or_else(|| Failure::NoNode(node.to_string()))?;
+        let key = std::fs::read(self.store.seal())
+            .map_err(|e| Failure::Unavailable(format!("the seal: {e}")))?;
+        // It has to know who leads before it takes it.
+        let take = Request::TakeSeal(TakeSeal { key });
+        peer.ask_once(take, ASK_IN).await.map(drop)
+    }
+
+    /// Takes a node out; this node must lead. First it loses its vote: that needs it, if it is the
+    /// only voter.
+    pub(super) async fn retire_here(
+        &self,
+        node: NodeId,
+        since: u64,
+        why: Why,
+    ) -> Result<(), Failure> {
+        let state = self.read().await?;
+        if state.nodes.get(&node).is_none_or(|m| m.epoch != since) {
+            return Err(Failure::NoNode(node.to_string()));
+        }
+        let status = self.status();
+        if status.voters.contains(&node) && state.nodes.len() > 1 {
+            let nodes = state.nodes.keys().copied().collect();
+            self.set_voters(&status, nodes, Some(node)).await?;
+        }
+        let now_ms = super::now_ms();
+        self.propose(Command::Remove {
+            node,
+            since,
+            why,
+            now_ms,
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Has the cluster believe another authority; this node must have what opens the key of the
+    /// present one.
+    pub(super) async fn rotate_here(&self) -> Result<(), Failure> {
+        let state = self.read().await?;
+        let cluster = state.cluster.as_ref();
+        let cluster =
+            cluster.ok_or_else(|| Failure::from(crate::core::state::Refusal::NotFounded))?;
+        let unmade = |e| Failure::Unavailable(in_full(&e));
+        let (authority, ca) = Authority::new(&cluster.name).map_err(unmade)?;
+        let generation = cluster.authority.generation.saturating_add(1);
+        self.propose(Command::BeginRotation {
+            generation,
+            ca,
+            sealed_key: self.seal_key(&authority.key_pem())?,
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn finish_rotation(&self, state: &State) -> Result<(), Failure> {
+        let Some(authority) = state.cluster.as_ref().map(|c| &c.authority) else {
+            return Ok(());
+        };
+        let generation = authority.generation;
+        if authority.previous.is_none() || state.nodes.values().any(|m| m.generation != generation)
+        {
+            return Ok(());
+        }
+        tracing::info!(
+            generation,
+            "every node has a certificate of the new authority"
+        );
+        self.propose(Command::FinishRotation { generation })
+            .await
+            .map(drop)
+    }
+}
