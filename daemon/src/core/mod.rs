@@ -16,5 +16,8 @@ pub mod migrate;
 pub mod policy;
 pub mod relink;
 pub mod route;
+#[cfg(test)]
+pub mod sim;
 pub mod state;
+pub mod swim;
 pub mod voters;

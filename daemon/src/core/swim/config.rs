@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! How long things take.
+
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+use foca::PeriodicParams;
+
+use super::packet::MAX_PACKET;
+use super::watch::Times;
+
+/// How often each piece of news is passed on. That a member does not get it: once in e^12.
+const TOLD: NonZeroU8 = NonZeroU8::new(12).unwrap();
+/// How many are asked to ask, and how many gossip goes to at once.
+const FAN: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+
+/// Times, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// From one member asked at random to the next.
+    pub probe_ms: u64,
+    /// How members are watched.
+    pub watch: Times,
+    /// How long a suspect has to show that it lives.
+    pub suspect_ms: u64,
+    /// From one round of gossip to the next, while there is any.
+    pub gossip_ms: u64,
+    /// From one member that seems down to the next to which we announce ourselves.
+    pub announce_ms: u64,
+    /// Waking later than this is a pause.
+    pub late_ms: u64,
+}
+
+impl Default for Config {
+    /// A dead member is seen within 5 s.
+    fn default() -> Self {
+        Self {
+            probe_ms: 1_000,
+            watch: Times {
+                ask_ms: 500,
+                direct_ms: 350,
+                hurry_ms: 150,
+                silent_ms: 1_000,
+            },
+            suspect_ms: 2_000,
+            gossip_ms: 200,
+            announce_ms: 1_000,
+            late_ms: 100,
+        }
+    }
+}
+
+impl Config {
+    /// For machines that are slower by `factor`, such as emulated ones: a dead member is seen within
+    /// `factor` times 5 s.
+    pub fn slower(self, factor: u64) -> Self {
+        let by = |ms: u64| ms.saturating_mul(factor.max(1));
+        Self {
+            probe_ms: by(self.probe_ms),
+            watch: Times {
+                ask_ms: by(self.watch.ask_ms),
+                direct_ms: by(self.watch.direct_ms),
+                hurry_ms: by(self.watch.hurry_ms),
+                silent_ms: by(self.watch.silent_ms),
+            },
+            suspect_ms: by(self.suspect_ms),
+            gossip_ms: self.gossip_ms,
+            announce_ms: by(self.announce_ms),
+            late_ms: by(self.late_ms),
+        }
+    }
+
+    /// As [`foca`] wants them.
+    pub fn foca(&self) -> foca::Config {
+        let ms = Duration::from_millis;
+        foca::Config {
+            probe_period: ms(self.probe_ms.max(2)),
+            probe_rtt: ms(self.watch.direct_ms.clamp(1, self.probe_ms.max(2) - 1)),
+            num_indirect_probes: FAN,
+            max_transmissions: TOLD,
+            suspect_to_down_after: ms(self.suspect_ms.max(1)),
+            remove_down_after: None,
+            max_packet_size: const { NonZeroUsize::new(MAX_PACKET).unwrap() },
+            notify_down_members: true,
+            periodic_announce: None,
+            periodic_announce_to_down_members: None,
+            periodic_gossip: Some(PeriodicParams {
+                frequency: ms(self.gossip_ms.max(1)),
+                num_members: FAN,
+            }),
+        }
+    }
+}
