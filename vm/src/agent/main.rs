@@ -2,15 +2,17 @@
 
 //! The agent: process 1 of a test VM, and the far end of `vm/cluster exec` and `vm/cluster push`.
 //!
-//! It is one static program with four parts:
+//! It is one static program with five parts:
 //!
 //! - `agent init` is process 1 once the set-up script is done: it starts the server and reaps orphans;
 //! - `agent serve` answers on the virtio-serial ports `ssi.exec.K`, one session at a time on each;
 //! - `agent lead` leads the session of a terminal ([`lead`] says why that is a process of its own);
-//! - `agent foreground` waits until it owns its terminal, then becomes the command.
+//! - `agent foreground` waits until it owns its terminal, then becomes the command;
+//! - `agent clock` sets the time of day.
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod job;
 mod lead;
 mod port;
@@ -30,7 +32,10 @@ fn main() -> ExitCode {
         Some("serve") => port::serve(),
         Some("lead") => lead::lead(args.collect()),
         Some("foreground") => lead::foreground(args.collect()),
-        _ => Err(io::Error::other("usage: agent init|serve|lead|foreground")),
+        Some("clock") => clock::set(),
+        _ => Err(io::Error::other(
+            "usage: agent init|serve|lead|foreground|clock",
+        )),
     };
     match result {
         Ok(code) => code,
