@@ -40,6 +40,10 @@ BOOT_ATTEMPTS = 3
 START_TIMEOUT_S = 30
 """QEMU binds its sockets, or has read a template, within moments."""
 
+CLOCK_SEEN_S = 1
+CLOCK_OFF = 0.1
+"""A node's clock is looked at for so long, and may be wrong by this part of it."""
+
 LONG_S = 240
 """To boot and to form takes less; what takes longer says where it stands."""
 
@@ -350,6 +354,33 @@ class Cluster:
             raise Failure(f"{error} while it booted: {self.tail(f'n{node}/console.log')}") from None
         if status:
             raise Failure(f"n{node}: {said}")
+        if not (node and self.config["template"]):
+            self.set_clock(node)
+
+    def set_clock(self, node):
+        """Sets the clock of a node that booted by itself, and has it boot again if that clock does not keep time.
+
+        A kernel measures how fast its processor counts. Where the host is busy just then, it may be wrong by a factor, and
+        all that is measured later is thrown away for not being like it.
+        """
+        path = self.path(node)
+        first = self.uptime(path)
+        deadline = time.monotonic() + CLOCK_SEEN_S
+        status, _, said = channel.capture(path, ["/usr/lib/unum/agent", "clock"], timeout=START_TIMEOUT_S)
+        if status:
+            raise Failure(f"n{node}: its clock cannot be set: {said}")
+        time.sleep(max(0, deadline - time.monotonic()))
+        last = self.uptime(path)
+        least, most = last[0] - first[2], last[2] - first[0]
+        if not least * (1 - CLOCK_OFF) <= last[1] - first[1] <= most * (1 + CLOCK_OFF):
+            raise channel.Silent(f"n{node} counts {last[1] - first[1]:.1f} s in {least:.1f} to {most:.1f} s")
+
+    @staticmethod
+    def uptime(path):
+        """How long a node runs by its own clock, and the host's time before and after it was asked."""
+        before = time.monotonic()
+        _, text, _ = channel.capture(path, ["cat", "/proc/uptime"], timeout=START_TIMEOUT_S)
+        return before, float(text.split()[0]), time.monotonic()
 
     def note_registers(self, node):
         """Leaves a trace of where a silent node is."""
