@@ -101,7 +101,22 @@ pub enum Event {
         /// Whether it is.
         isolated: bool,
     },
-    /// A node was declared dead.
+    /// The cluster declared a node dead; this node may be it.
+    DeclaredDead {
+        /// Which.
+        peer: u16,
+        /// The epoch since which it was there.
+        since: u64,
+    },
+    /// A node that was declared dead is there again.
+    CameBack {
+        /// Which.
+        peer: u16,
+        /// The epoch since which it is there.
+        since: u64,
+    },
+    /// All that this node had to do with another has ended: it was not heard for too long or declared
+    /// dead, or one of the two is fenced off.
     NodeDead {
         /// Which.
         peer: u16,

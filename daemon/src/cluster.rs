@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::core::liveness::State;
 use crate::core::migrate::Phase;
 use crate::core::policy::Policy;
 use crate::core::route::{MAX_HOPS, Route, route};
+use crate::core::tie::Ties;
 use crate::council::Council;
 use crate::daemon::Parts;
 use crate::depart::{Departures, Order, failure};
@@ -55,7 +55,6 @@ pub struct Cluster {
     arrivals: Arc<Arrivals>,
     audit: Arc<Audit>,
     council: OnceLock<Arc<Council>>,
-    isolated: AtomicBool,
 }
 
 /// What a move or a question about one is about.
@@ -101,7 +100,6 @@ impl Cluster {
             module,
             audit,
             council: OnceLock::new(),
-            isolated: AtomicBool::default(),
         })
     }
 
@@ -127,11 +125,31 @@ impl Cluster {
     /// Fences this node off, or lets it work again: while it hears of no majority it moves nothing and
     /// hosts nothing, and all that it has to do with other nodes ends as if they were dead.
     pub async fn set_isolated(&self, isolated: bool) {
-        self.isolated.store(isolated, Ordering::Relaxed);
-        self.arrivals.set_isolated(isolated);
         self.audit.record(audit::Event::Isolated { isolated });
+        self.tie(|ties| ties.set_isolated(isolated)).await;
+    }
+
+    /// Since which epoch each node is present, as agreed; none if it was declared dead. What this node
+    /// had to do with one that is not any more, or not since then, ends.
+    pub async fn set_present(&self, present: BTreeMap<NodeId, Option<u64>>) {
+        self.tie(|ties| ties.set_present(present)).await;
+    }
+
+    async fn tie(&self, change: impl FnOnce(&mut Ties)) {
+        self.roster().with_ties(|ties| {
+            change(ties);
+            self.arrivals.set_isolated(ties.is_fenced());
+        });
         for peer in self.roster().peers() {
-            peer.tell(Input::Fenced(isolated)).await;
+            peer.tell(Input::Tie(self.roster().tie(peer.node))).await;
+        }
+    }
+
+    /// Completes when what this node had to do with all others has ended. To be called while it is
+    /// fenced off.
+    pub async fn loose(&self) {
+        for peer in self.roster().peers() {
+            peer.loose().await;
         }
     }
 
@@ -153,15 +171,14 @@ impl Cluster {
     /// Another node is in: it is connected to from now on. Nothing happens if it was.
     pub fn enter(self: &Arc<Self>, node: Node) {
         let waiting = Waiting::new(node.clone());
-        let is_fenced = self.isolated.load(Ordering::Relaxed);
-        if self.roster().enter(node, waiting.handle()) {
+        if self.roster().enter(node.clone(), waiting.handle()) {
             waiting.start(
                 self.own(),
                 self.dead_after,
                 Arc::clone(&self.net),
                 self.module.clone(),
                 Arc::clone(self) as _,
-                is_fenced,
+                self.roster().tie(node.id),
             );
         }
     }
@@ -320,7 +337,7 @@ impl Cluster {
     /// module.
     fn may_go(&self, about: About, to: NodeId) -> Result<Peer, Failure> {
         self.permitted(about)?;
-        if self.isolated.load(Ordering::Relaxed) {
+        if self.roster().with_ties(|ties| ties.is_fenced()) {
             return Err(Failure::refused(
                 Reason::NoMajority,
                 format!("{} is cut off", self.own()),
@@ -583,6 +600,12 @@ impl Service for Cluster {
         replies: Replies,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(Cluster::serve(self, from, request, replies))
+    }
+
+    fn hinted(&self, from: NodeId, packet: Vec<u8>) {
+        if let Ok(council) = self.council() {
+            council.hinted(from, packet);
+        }
     }
 
     fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>> {

@@ -84,7 +84,7 @@ impl Default for File {
         Self {
             state: DEFAULT_STATE.into(),
             port: DEFAULT_PORT,
-            peer_dead_after_s: 10,
+            peer_dead_after_s: 5,
             certificate_life_s: 7 * 24 * 3600,
             socket: DEFAULT_SOCKET.into(),
             log: DEFAULT_LOG.to_owned(),
@@ -300,7 +300,7 @@ mod tests {
     fn defaults() {
         let c = parse("").unwrap();
         assert_eq!((c.port, c.state), (DEFAULT_PORT, DEFAULT_STATE.into()));
-        assert_eq!(c.peer_dead_after, Duration::from_secs(10));
+        assert_eq!(c.peer_dead_after, Duration::from_secs(5));
         assert_eq!(c.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(c.metrics, Some(metrics::DEFAULT_LISTEN.parse().unwrap()));
         assert_eq!(parse("metrics = \"off\"").unwrap().metrics, None);

@@ -6,6 +6,7 @@
 mod certify;
 mod envoy;
 mod follow;
+mod lookout;
 mod steward;
 mod warden;
 
@@ -28,6 +29,7 @@ use crate::pki::{self, Authority, Seal};
 use crate::seat::{self, Credentials, Seat, Store};
 use crate::tls;
 use envoy::Envoy;
+use lookout::Lookout;
 
 /// Longest wait for another node that does something for us.
 const ASK_IN: Duration = Duration::from_secs(20);
@@ -68,6 +70,7 @@ pub struct Council {
     own: NodeId,
     cluster: Weak<Cluster>,
     agreement: Agreement,
+    lookout: Lookout,
     store: Store,
     life: Duration,
     /// After so long without a majority this node is fenced off.
@@ -197,10 +200,13 @@ impl Council {
         } else {
             None
         };
+        let (lookout, looks_out) = Lookout::new(seat.node, Arc::downgrade(cluster));
+        tasks.spawn(looks_out.run(agreement.watch(), config.peer_dead_after));
         let council = Arc::new(Self {
             own: seat.node,
             cluster: Arc::downgrade(cluster),
             agreement,
+            lookout,
             store,
             life: config.certificate_life,
             fence_after: config.peer_dead_after + Duration::from_millis(timing.election_max_ms),
@@ -213,6 +219,7 @@ impl Council {
         tasks.spawn(Arc::clone(&council).keep_certificate());
         tasks.spawn(Arc::clone(&council).steward());
         tasks.spawn(Arc::clone(&council).watch_majority());
+        tasks.spawn(Arc::clone(&council).watch_own_end());
         Ok(council)
     }
 
@@ -290,6 +297,11 @@ impl Council {
         let leader = self.status().leader.ok_or_else(none)?;
         let peer = self.cluster()?.roster().peer(leader).ok_or_else(none)?;
         peer.ask_once(request, ASK_IN).await
+    }
+
+    /// Another node says who seems to be there.
+    pub fn hinted(&self, from: NodeId, packet: Vec<u8>) {
+        self.lookout.take(from, packet);
     }
 
     /// Answers what another node asks.

@@ -15,7 +15,7 @@ use crate::core::facts;
 use crate::failure::{Failure, Refusal};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Most files one [`Prepare`] names.
@@ -72,6 +72,12 @@ pub struct Preface {
     /// Of a control connection: what must be the same on both sides.
     #[prost(message, optional, tag = "6")]
     pub facts: Option<Facts>,
+    /// Of a link: the epoch since which the sender is present.
+    #[prost(uint64, tag = "7")]
+    pub own_since: u64,
+    /// Of a link: the epoch since which the receiver is present, as the sender knows.
+    #[prost(uint64, tag = "8")]
+    pub your_since: u64,
 }
 
 /// What a node is made of: [`facts::Facts`].
@@ -117,7 +123,7 @@ impl From<Facts> for facts::Facts {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Envelope {
     /// What it says.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5")]
     pub body: Option<Body>,
 }
 
@@ -136,6 +142,17 @@ pub enum Body {
     /// An answer.
     #[prost(message, tag = "4")]
     Reply(Reply),
+    /// Who seems to be there.
+    #[prost(message, tag = "5")]
+    Hint(Hint),
+}
+
+/// Who seems to be there.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hint {
+    /// A packet of [`crate::core::swim`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub packet: Vec<u8>,
 }
 
 /// Sign of life.
@@ -667,11 +684,16 @@ mod tests {
             purpose: Purpose::LinkMemory as i32,
             instance: 5,
             serial: 6,
-            facts: None,
+            own_since: 7,
+            your_since: 8,
+            ..Preface::default()
         };
         let mut out = Vec::new();
         encode(&p, &mut out).unwrap();
-        assert_eq!(out, [0, 0, 0, 10, 8, 1, 16, 3, 24, 3, 32, 5, 40, 6]);
+        assert_eq!(
+            out,
+            [0, 0, 0, 14, 8, 1, 16, 3, 24, 3, 32, 5, 40, 6, 56, 7, 64, 8]
+        );
         assert_eq!(decode::<Preface>(&mut out).unwrap(), Some(p));
         assert!(out.is_empty());
     }

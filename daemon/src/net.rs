@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::audit::{Audit, Event};
 use crate::config::Node;
 use crate::core::facts::{Difference, Facts};
+use crate::core::tie::{Pair, Tie};
 use crate::failure::in_full;
 use crate::msg::{self, Preface, Purpose};
 use crate::roster::Roster;
@@ -89,6 +90,12 @@ pub enum Error {
     /// It did not say who it is in one of the two ways there are.
     #[error(transparent)]
     Refused(#[from] tls::Refused),
+    /// A link from a node to which this one is not tied, or not known to be yet.
+    #[error("a link from {0}, to which this node is not tied")]
+    Loose(NodeId),
+    /// A link of an epoch in which one of the two was declared dead, or of one this node does not know.
+    #[error("a link from {0} of an epoch that is over, or has yet to come")]
+    OtherEpoch(NodeId),
     /// It is not who it says, or should not have connected.
     #[error("a connection that has no place here: {0}")]
     Stranger(&'static str),
@@ -270,14 +277,14 @@ impl Net {
         cfg!(any(test, feature = "bench")) && self.plain_links
     }
 
-    fn preface(&self, purpose: Purpose, serial: u64) -> Preface {
+    fn preface(&self, purpose: Purpose) -> Preface {
         Preface {
             version: msg::VERSION,
             node: self.roster.own().get().into(),
             purpose: purpose.into(),
             instance: self.instance,
-            serial,
             facts: (purpose == Purpose::Control).then(|| (&self.facts).into()),
+            ..Preface::default()
         }
     }
 
@@ -308,7 +315,7 @@ impl Net {
     pub async fn dial_control(&self, peer: &Node) -> Result<Opened, Error> {
         let dial = async {
             let mut session = self.shake(peer).await?;
-            session.send(&self.preface(Purpose::Control, 0)).await?;
+            session.send(&self.preface(Purpose::Control)).await?;
             let theirs: Preface = session.receive().await?;
             let instance = theirs.instance;
             check(&theirs, peer.id)?;
@@ -324,12 +331,23 @@ impl Net {
         self.dialled(peer, result)
     }
 
-    /// Opens a link of `class` to `peer`, numbered `serial`.
+    /// Opens a link of `class` to `peer`, numbered `serial`, for `pair`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn dial_link(&self, peer: &Node, class: Class, serial: u64) -> Result<Opened, Error> {
-        let preface = self.preface(purpose(class), serial);
+    pub async fn dial_link(
+        &self,
+        peer: &Node,
+        class: Class,
+        serial: u64,
+        pair: Pair,
+    ) -> Result<Opened, Error> {
+        let preface = Preface {
+            serial,
+            own_since: pair.own,
+            your_since: pair.other,
+            ..self.preface(purpose(class))
+        };
         let dial = async {
             let socket = if self.plain() {
                 let mut stream = self.connect(peer).await?;
@@ -402,6 +420,8 @@ impl Net {
                         }
                         drop(callers.send(caller).await);
                     }
+                    // While nodes start and come back that is nothing to account for.
+                    Err(e @ Error::Loose(_)) => tracing::debug!(%from, "{e}"),
                     Err(e) => {
                         net.account(from, true, Err(&e));
                         tracing::warn!(%from, "connection refused: {}", in_full(&e));
@@ -423,6 +443,7 @@ impl Net {
                 let (node, purpose) = self.admit(&preface)?;
                 let class =
                     class(purpose).ok_or(Error::Stranger("a control connection without TLS"))?;
+                self.compare_epochs(&preface, node)?;
                 let socket = handover::accepted_plain(stream).await?;
                 let opened = Opened::Link {
                     class,
@@ -447,7 +468,7 @@ impl Net {
         }
         if purpose == Purpose::Control {
             // Said before the version is judged, so that both sides can name both numbers.
-            session.send(&self.preface(Purpose::Control, 0)).await?;
+            session.send(&self.preface(Purpose::Control)).await?;
         }
         check(&preface, node)?;
         let opened = match class(purpose) {
@@ -459,12 +480,15 @@ impl Net {
                     instance,
                 }
             }
-            Some(class) => Opened::Link {
-                class,
-                serial: preface.serial,
-                instance: preface.instance,
-                socket: handover::accepted(session).await?,
-            },
+            Some(class) => {
+                self.compare_epochs(&preface, node)?;
+                Opened::Link {
+                    class,
+                    serial: preface.serial,
+                    instance: preface.instance,
+                    socket: handover::accepted(session).await?,
+                }
+            }
         };
         Ok(Caller::Node(node, opened))
     }
@@ -480,6 +504,19 @@ impl Net {
             Ok(())
         } else {
             Err(Error::Differs { node, what })
+        }
+    }
+
+    /// Whether a link from `node` is for the epochs in which both are, as far as this node knows.
+    fn compare_epochs(&self, preface: &Preface, node: NodeId) -> Result<(), Error> {
+        let theirs = Pair {
+            own: preface.your_since,
+            other: preface.own_since,
+        };
+        match self.roster.tie(node) {
+            Tie::Bound(ours) if ours == theirs => Ok(()),
+            Tie::Bound(_) => Err(Error::OtherEpoch(node)),
+            Tie::Loose | Tie::Cut => Err(Error::Loose(node)),
         }
     }
 

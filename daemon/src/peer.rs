@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::conn::Heard;
 use crate::core::liveness::State;
+use crate::core::tie::Tie;
 use crate::failure::Failure;
 use crate::msg::{Answer, Body, Progress, Reply, Request};
 use crate::net::Opened;
@@ -49,8 +50,10 @@ pub enum Input {
     LinkWorn(Class),
     /// It is no node of the cluster any more.
     Removed,
-    /// This node is fenced off: no link, until it is not.
-    Fenced(bool),
+    /// Another tie to this node.
+    Tie(Tie),
+    /// Tell it this if there is a connection; nobody answers.
+    Say(Body),
     /// Ask it something; answers go there, and the end of that channel means that none will come.
     Ask(Request, mpsc::Sender<Answer>),
 }
@@ -70,6 +73,9 @@ pub trait Service: Send + Sync + 'static {
         request: Request,
         replies: Replies,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// A peer says what it thinks of who is there, in a packet of [`crate::core::swim`].
+    fn hinted(&self, from: NodeId, packet: Vec<u8>);
 
     /// A peer was declared dead.
     fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -120,6 +126,8 @@ struct Status {
     state: State,
     /// Of each class, whether the module has a link that is not known to be broken.
     linked: [bool; Class::COUNT],
+    /// Whether it is not tied to this node, and the module knows.
+    is_loose: bool,
 }
 
 /// A handle to the task of a peer.
@@ -150,6 +158,18 @@ impl Peer {
     pub async fn tell(&self, input: Input) {
         // The task lives until the peer is no node any more: then there is nobody to tell.
         let _ = self.input.send(input).await;
+    }
+
+    /// Tells it something that may be lost. Does not wait.
+    pub fn hint(&self, body: Body) {
+        let _ = self.input.try_send(Input::Say(body));
+    }
+
+    /// Completes when it is not tied to this node any more and the module has ended what was.
+    pub async fn loose(&self) {
+        let mut status = self.status.clone();
+        // Its task is gone: then there is nothing left of it.
+        let _ = status.wait_for(|s| s.is_loose).await;
     }
 
     /// Completes when its task has ended, because it is no node any more.

@@ -4,11 +4,12 @@
 //! go while everything runs.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ssi::id::NodeId;
 
 use crate::config::Node;
+use crate::core::tie::{Tie, Ties};
 use crate::peer::Peer;
 
 /// One node, and the handle to it unless it is this one.
@@ -25,6 +26,7 @@ pub struct Entry {
 pub struct Roster {
     own: NodeId,
     entries: RwLock<BTreeMap<NodeId, Entry>>,
+    ties: Mutex<Ties>,
 }
 
 impl Entry {
@@ -45,6 +47,7 @@ impl Roster {
         Self {
             own: id,
             entries: RwLock::new(BTreeMap::from([(id, entry)])),
+            ties: Mutex::new(Ties::new(id)),
         }
     }
 
@@ -93,6 +96,16 @@ impl Roster {
         let number = text.strip_prefix('n').unwrap_or(text);
         let id = NodeId::new(number.parse().ok()?)?;
         entries.contains_key(&id).then_some(id)
+    }
+
+    /// What ties this node to another.
+    pub fn tie(&self, node: NodeId) -> Tie {
+        self.with_ties(|ties| ties.to(node))
+    }
+
+    /// Looks at what ties this node to others, or changes it. The peers are not told.
+    pub fn with_ties<T>(&self, look: impl FnOnce(&mut Ties) -> T) -> T {
+        look(&mut self.ties.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Another node is in. Returns false, and changes nothing, if it was.

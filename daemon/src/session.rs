@@ -436,8 +436,7 @@ mod tests {
             node,
             purpose: Purpose::LinkControl as i32,
             instance: u64::MAX,
-            serial: 0,
-            facts: None,
+            ..Preface::default()
         }
     }
 

@@ -18,6 +18,8 @@ use crate::suite::{Leg, Test};
 use crate::tool::spin;
 
 const N4: Node = Node(4);
+/// A node that stands still is declared dead within this: the time set for that, and what a busy host adds.
+const DECLARED_IN: Duration = Duration::from_secs(20);
 /// What must come about by itself does so within this.
 const SOON: Duration = Duration::from_secs(90);
 
@@ -28,6 +30,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("cordon", cordon).on(Leg::Forming),
         Test::new("authority", authority).on(Leg::Forming),
         Test::new("power-cut", power_cut).on(Leg::Forming),
+        Test::new("declared-dead", declared_dead).on(Leg::Forming),
         Test::new("minority", minority).on(Leg::Forming),
         Test::new("leave", leave).on(Leg::Forming),
         Test::new("lost-voter", lost_voter).on(Leg::Forming),
@@ -264,6 +267,74 @@ fn power_cut(cluster: &Cluster) -> Result<()> {
     })?;
     hop(&proc, "spin", Doing::Computing, N3)?;
     proc.must_pass()
+}
+
+/// In which epochs `on` knows `node` to be there: since when, and when it was declared dead.
+fn presence(cluster: &Cluster, on: Node, node: &str) -> Result<(u64, Option<u64>)> {
+    let shown = cluster.ssictl_json(on, &["node", "show", node])?;
+    let since = shown["since"].as_u64().context("since when is it there?")?;
+    Ok((since, shown["ended"].as_u64()))
+}
+
+/// A node stands still for too long: it is declared dead, ends what it had when it runs again, and is
+/// back in another epoch without a hand. One whose wire to another is cut is not.
+fn declared_dead(cluster: &Cluster) -> Result<()> {
+    formed(cluster)?;
+    let before = nodes(cluster, N1)?;
+    let names: Vec<&str> = before.iter().filter_map(|n| n["name"].as_str()).collect();
+    let present = || -> Result<Vec<_>> {
+        names
+            .iter()
+            .map(|name| presence(cluster, N2, name))
+            .collect()
+    };
+    let all = present()?;
+    cluster.cut(N1, N3)?;
+    let cut = eventually(SOON, || {
+        let list = nodes(cluster, N1)?;
+        Ok((list[2]["state"] != "dead").then(|| format!("{list:?}")))
+    });
+    cluster.heal(N1, N3)?;
+    cut.context("n1 and n3 do not hear each other")?;
+    whole(cluster, N1, &names)?;
+    ensure!(present()? == all, "somebody was declared dead: {all:?}");
+
+    let mut hosted = spin(cluster)?;
+    hop(&hosted, "spin", Doing::Computing, N3)?;
+    let start = Instant::now();
+    cluster.freeze(N3)?;
+    let dead = eventually(SOON, || {
+        let (_, ended) = presence(cluster, N2, "n3")?;
+        Ok(ended
+            .is_none()
+            .then(|| "n3 is not declared dead".to_owned()))
+    });
+    let took = start.elapsed();
+    let ended = dead.and_then(|()| {
+        hosted
+            .must_end(End::Signal(9))
+            .context("what the dead one hosted")
+    });
+    cluster.thaw(N3)?;
+    // Its clock stood still as well, and nothing else in it sets it.
+    cluster.exec(N3, &["/usr/lib/unum/agent", "clock"])?;
+    ended?;
+    println!("      declared dead after {:.1} s", took.as_secs_f64());
+    ensure!(took < DECLARED_IN, "declared dead after {took:?}");
+    eventually(SOON, || {
+        let left = task(cluster, N3, hosted.pid())?;
+        Ok(left
+            .filter(|t| !t.is_dead())
+            .map(|t| format!("n3 still has {t:?}")))
+    })?;
+    for on in cluster.nodes() {
+        whole(cluster, on, &names)?;
+    }
+    let ((was, _), (is, ended)) = (all[2], presence(cluster, N1, "n3")?);
+    ensure!(is > was && ended.is_none(), "n3 is in its old epoch: {is}");
+    let mut again = spin(cluster)?;
+    hop(&again, "spin", Doing::Computing, N3)?;
+    again.must_pass()
 }
 
 /// Two of four are cut off, one voter among them: they stop what they have to do with each other, and the

@@ -183,6 +183,11 @@ pub(crate) fn show(socket: &Path, a: &NodeShow) -> Result<(), Fail> {
                 ("cordoned", if n.cordoned { "yes" } else { "no" }.to_owned()),
                 ("joined", time(n.joined_ms)),
                 ("epoch", n.epoch.to_string()),
+                ("there since", n.since.to_string()),
+                (
+                    "dead since",
+                    n.ended.map_or("-".to_owned(), |at| at.to_string()),
+                ),
                 ("certificate", n.fingerprint.clone()),
                 ("authority", n.generation.to_string()),
                 ("kernel", n.kernel.clone()),

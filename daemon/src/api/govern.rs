@@ -154,6 +154,11 @@ pub struct ShowNodeReply {
     pub joined_ms: u64,
     /// The epoch that began when it joined.
     pub epoch: u64,
+    /// The epoch since which it is there: that one, or the one that began when it came back last.
+    pub since: u64,
+    /// The epoch that began when it was declared dead, if it was and is not back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
     /// Fingerprint of its certificate.
     pub fingerprint: String,
     /// The authority that made the certificate: how many there were before.

@@ -71,6 +71,11 @@ impl Liveness {
         self.enter(State::Up)
     }
 
+    /// Others declared it dead. Returns the new state if it changed.
+    pub fn declare_dead(&mut self) -> Option<State> {
+        self.enter(State::Dead)
+    }
+
     /// Time has passed. Returns the new state if it changed.
     pub fn wake(&mut self, now_ms: u64) -> Option<State> {
         let due_ms = self.due_ms()?;
@@ -132,6 +137,15 @@ mod tests {
     fn a_peer_never_heard_is_declared_dead_too() {
         let mut l = Liveness::new(0, 10_000);
         assert_eq!(run(&mut l, 60_000), [(10_000, State::Dead)]);
+    }
+
+    #[test]
+    fn the_word_of_others_is_enough() {
+        let mut l = Liveness::new(0, 10_000);
+        l.heard(0);
+        assert_eq!(l.declare_dead(), Some(State::Dead));
+        assert_eq!(l.declare_dead(), None);
+        assert_eq!(l.heard(10), Some(State::Up));
     }
 
     #[test]

@@ -20,4 +20,5 @@ pub mod route;
 pub mod sim;
 pub mod state;
 pub mod swim;
+pub mod tie;
 pub mod voters;

@@ -18,12 +18,14 @@ use super::kv::Kv;
 
 mod check;
 mod command;
+mod presence;
 pub(crate) mod spell;
 #[cfg(test)]
 mod tests;
 
 use check::{check_addr, check_authority, check_name, check_node_name, place};
 pub use command::{Candidate, Command, Outcome, Refusal, Why};
+pub use presence::Presence;
 pub use spell::Unique;
 
 /// Longest name of a cluster or a node.
@@ -98,6 +100,8 @@ pub struct Member {
     pub joined_ms: u64,
     /// The epoch that began when it joined.
     pub epoch: u64,
+    /// Whether it is there.
+    pub presence: Presence,
     /// Whether nothing new should move there.
     pub cordoned: bool,
     /// What it was like when it joined.
@@ -158,7 +162,7 @@ pub struct State {
     /// Fingerprints of certificates that are not believed, and the generation of the authority
     /// when that was said.
     pub revoked: BTreeMap<Hash, u32>,
-    /// Grows by one whenever a node comes or goes.
+    /// Grows by one whenever a node comes or goes, is declared dead or comes back.
     pub epoch: u64,
     /// What services of the cluster keep in it.
     pub kv: Kv,
@@ -249,6 +253,8 @@ impl State {
                 since,
                 now_ms,
             } => self.remove(*node, *since, Why::Left, *now_ms),
+            Command::DeclareDead { node, since } => self.declare_dead(*node, *since),
+            Command::ComeBack { node, ended } => self.come_back(*node, *ended),
             Command::Renewed {
                 node,
                 since,
@@ -430,6 +436,7 @@ impl State {
             generation,
             joined_ms: now_ms,
             epoch,
+            presence: Presence::since(epoch),
             cordoned: false,
             facts: candidate.facts.clone(),
             nonce: candidate.nonce,

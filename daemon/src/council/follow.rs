@@ -10,6 +10,7 @@ use ssi::id::NodeId;
 use tokio::time::sleep;
 
 use super::Council;
+use crate::audit::Event;
 use crate::config::Node;
 use crate::core::state::{State, Why};
 use crate::failure::in_full;
@@ -29,6 +30,7 @@ impl Council {
             // None has come yet: then those count that were there when this node joined.
             if state.cluster.is_some() {
                 self.enter_and_leave(&state, &mut epochs).await;
+                self.note_presence(&before, &state).await;
                 self.trust(&before, &state);
             }
             before = state;
@@ -69,6 +71,35 @@ impl Council {
                     name: member.name.clone(),
                     addr: member.addr,
                 });
+            }
+        }
+    }
+
+    /// What this node had to do with one that was declared dead or came back is over.
+    async fn note_presence(&self, before: &State, state: &State) {
+        let Some(cluster) = self.cluster.upgrade() else {
+            return;
+        };
+        let present = state
+            .nodes
+            .iter()
+            .map(|(id, m)| (*id, m.presence.current()));
+        cluster.set_present(present.collect()).await;
+        for (id, member) in &state.nodes {
+            let (peer, now) = (id.get(), member.presence);
+            let known = before.nodes.get(id).filter(|m| m.epoch == member.epoch);
+            let Some(was) = known.map(|k| k.presence).filter(|was| *was != now) else {
+                continue;
+            };
+            // Both may have happened since.
+            if was.ended.is_none() {
+                tracing::warn!(peer, since = was.since, "declared dead by the cluster");
+                let since = was.since;
+                cluster.audit().record(Event::DeclaredDead { peer, since });
+            }
+            if let Some(since) = now.current() {
+                tracing::info!(peer, since, "back in the cluster");
+                cluster.audit().record(Event::CameBack { peer, since });
             }
         }
     }

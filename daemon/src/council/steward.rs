@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the node that leads sees to: who votes, and that a change of the authority comes to an end.
+//! What the node that leads sees to: who votes, that those who seem dead are declared so, and that a
+//! change of the authority comes to an end.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,16 +44,33 @@ impl Council {
             }
             let state = self.state();
             let nodes = state.nodes.keys().copied().collect();
-            let done = match self.set_voters(&status, nodes, None).await {
-                Ok(()) => self.finish_rotation(&state).await,
-                e => e,
-            };
+            let mut done = self.declare_dead(&state).await;
+            if done.is_ok() {
+                done = self.set_voters(&status, nodes, None).await;
+            }
+            if done.is_ok() {
+                done = self.finish_rotation(&state).await;
+            }
             let said = done.err().map(|e| e.to_string()).unwrap_or_default();
             if said != complaint && !said.is_empty() {
                 tracing::info!("not seen to yet: {said}");
             }
             complaint = said;
         }
+    }
+
+    /// Declares those dead who seem to be.
+    async fn declare_dead(&self, state: &State) -> Result<(), Failure> {
+        for (node, member) in &state.nodes {
+            let Some(since) = member.presence.current() else {
+                continue;
+            };
+            if *node != self.own && self.lookout.seems_dead(*node, since) {
+                let node = *node;
+                self.propose(Command::DeclareDead { node, since }).await?;
+            }
+        }
+        Ok(())
     }
 
     fn is_up(&self, cluster: &Cluster, node: NodeId) -> bool {

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Fences this node off when it hears of no majority: it hosts nothing, moves nothing, and what it
-//! has to do with other nodes ends, so that the majority may count on that.
+//! Fences this node off when it hears of no majority, or was declared dead: it hosts nothing, moves
+//! nothing, and what it has to do with other nodes ends, so that the majority may count on that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Council;
 use crate::core::isolation::Isolation;
+use crate::core::state::Command;
+use crate::failure::Failure;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_millis(250);
+/// Longest wait for the module to end what this node had to do with others.
+const ENDED_IN: Duration = Duration::from_secs(30);
+/// Pause before it is said again that this node is there.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Council {
     /// Watches for as long as the node runs.
@@ -38,5 +44,40 @@ impl Council {
             }
             cluster.set_isolated(isolated).await;
         }
+    }
+
+    /// Has this node come back whenever the others take it for dead.
+    pub(super) async fn watch_own_end(self: Arc<Self>) {
+        let mut states = self.agreement.watch();
+        loop {
+            let own = states.borrow_and_update().nodes.get(&self.own).cloned();
+            if let Some(ended) = own.and_then(|own| own.presence.ended)
+                && let Err(f) = self.come_back(ended).await
+            {
+                tracing::info!("not back yet: {f}");
+                sleep(AGAIN).await;
+                continue;
+            }
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Says that this node is there, once nothing is left of the epochs that are over.
+    async fn come_back(&self, ended: u64) -> Result<(), Failure> {
+        tracing::warn!(
+            "the cluster took this node for dead: the processes it hosts and its own elsewhere end"
+        );
+        let cluster = self.cluster()?;
+        let late = || Failure::Unavailable("the module has not ended what there was".to_owned());
+        timeout(ENDED_IN, cluster.loose())
+            .await
+            .map_err(|_| late())?;
+        drop(cluster);
+        let node = self.own;
+        self.propose(Command::ComeBack { node, ended })
+            .await
+            .map(drop)
     }
 }

@@ -26,6 +26,8 @@ use super::*;
 use crate::agree::Timing;
 use crate::api::govern::{InvitationReply, JoinReply};
 use crate::api::{self, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
+use crate::core::state::{Command, Presence};
+use crate::core::tie;
 use crate::kmod::Channel;
 use crate::msg;
 use crate::netlink;
@@ -140,7 +142,7 @@ impl Machines {
 
     fn config(&self, machine: u16) -> Config {
         let text = format!(
-            "port = {}\nstate = \"{d}/state\"\npeer_dead_after_s = 3\nmetrics = \"off\"\nsocket = \"{d}/socket\"\naudit = \"{d}/audit\"\n",
+            "port = {}\nstate = \"{d}/state\"\npeer_dead_after_s = 5\nmetrics = \"off\"\nsocket = \"{d}/socket\"\naudit = \"{d}/audit\"\n",
             self.addr(machine).port(),
             d = self.dir.path().join(machine.to_string()).display()
         );
@@ -424,8 +426,7 @@ fn who_has_no_certificate_cannot_speak_as_a_node() {
             node: 1,
             purpose: msg::Purpose::Control.into(),
             instance: 1,
-            serial: 0,
-            facts: None,
+            ..msg::Preface::default()
         };
         // It may have hung up before.
         let _ = session.send(&preface).await;
@@ -506,7 +507,6 @@ fn a_pair_links_mends_and_survives_a_death() {
     wait_for("up again", || n1.state(2) == "up");
     linked(&n1, &n2, 1);
     wait_for("linked again", || n1.links(Class::Control) > before);
-    assert_eq!(*n2.notes.deaths.lock().unwrap(), 0);
 }
 
 #[test]
@@ -765,6 +765,73 @@ fn nodes_that_differ_do_not_speak_with_each_other() {
     });
 }
 
+fn presence(of: &Running, node: u16) -> Presence {
+    of.council().state().nodes[&NodeId::new(node).unwrap()].presence
+}
+
+#[test]
+fn one_that_dies_is_declared_dead_and_comes_back_in_another_epoch() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    let since = presence(&n1, 2).since;
+    drop(n2);
+    wait_for("it is declared dead", || {
+        presence(&n1, 2).current().is_none()
+    });
+    assert_eq!(n1.state(2), "dead");
+    let n2 = pair.start(2);
+    wait_for("it is back", || presence(&n1, 2).current() > Some(since));
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
+    assert_eq!(*n1.notes.deaths.lock().unwrap(), 1);
+    let records = n1.records();
+    for part in ["declared-dead", "came-back"] {
+        assert!(records.contains(part), "{part} in {records}");
+    }
+}
+
+#[test]
+fn one_that_is_declared_dead_and_lives_ends_what_it_had_first() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
+    let since = presence(&n1, 2).since;
+    let node = NodeId::new(2).unwrap();
+    Runtime::new()
+        .unwrap()
+        .block_on(n1.council().propose(Command::DeclareDead { node, since }))
+        .unwrap();
+    wait_for("it comes back", || presence(&n2, 2).since > since);
+    for node in [&n1, &n2] {
+        assert_eq!(*node.notes.deaths.lock().unwrap(), 1);
+    }
+    linked(&n1, &n2, 2);
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
+    assert_eq!(presence(&n1, 2).current(), presence(&n2, 2).current());
+}
+
+#[test]
+fn a_link_of_an_epoch_that_is_over_is_turned_away() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    let runtime = Runtime::new().unwrap();
+    let peer = n1.cluster().roster().node(NodeId::new(2).unwrap()).unwrap();
+    let of = |node: u16| presence(&n1, node).since;
+    for (own, other) in [(of(1), of(2) - 1), (of(1) + 1, of(2)), (0, 0)] {
+        let cluster = n1.cluster();
+        let pair = tie::Pair { own, other };
+        let dial = cluster.net().dial_link(&peer, Class::Memory, 77, pair);
+        // It is sent before it can be judged.
+        let _ = runtime.block_on(dial);
+    }
+    wait_for("they are accounted for", || {
+        n2.records().matches("of an epoch that is over").count() == 3
+    });
+    assert_eq!(n2.links(Class::Memory), 1);
+}
+
 #[test]
 fn a_fenced_node_has_no_links_until_it_is_let_free() {
     let pair = Pair::new();
@@ -791,8 +858,9 @@ fn a_fenced_node_has_no_links_until_it_is_let_free() {
     fence(&n2, true);
     drop(n1);
     let n1 = pair.start(1);
-    wait_for("links that are not taken", || n1.links(Class::Control) > 0);
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for("no links", || n1.state(2) == "linking");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(n1.links(Class::Control), 0);
     fence(&n2, false);
     wait_for("both up again", || {
         n1.state(2) == "up" && n2.state(1) == "up"

@@ -23,6 +23,7 @@ use crate::config::Node;
 use crate::conn::{Conn, Heard};
 use crate::core::liveness::{Liveness, State};
 use crate::core::relink::Relink;
+use crate::core::tie::Tie;
 use crate::failure::Failure;
 use crate::kmod::Kmod;
 use crate::msg::{Answer, Body, Call, Failed, Relink as RelinkMessage, Reply, Request};
@@ -93,8 +94,8 @@ struct Task {
     complaint: String,
     /// It is no node any more: this ends when the module knows.
     removed: bool,
-    /// This node is fenced off: the daemons speak with each other, the modules do not.
-    fenced: bool,
+    /// What ties it to this node. The daemons speak with each other whatever it is.
+    tie: Tie,
 }
 
 /// A peer whose task does not run yet, so that the service can hold its handle before.
@@ -112,6 +113,7 @@ impl Waiting {
         let silent = Status {
             state: State::Silent,
             linked: [false; Class::COUNT],
+            is_loose: true,
         };
         let (status, status_seen) = watch::channel(silent);
         Self {
@@ -131,7 +133,7 @@ impl Waiting {
         self.handle.clone()
     }
 
-    /// Starts it; `fenced` as in [`Input::Fenced`].
+    /// Starts it, with that tie to this node.
     pub fn start(
         self,
         own: NodeId,
@@ -139,7 +141,7 @@ impl Waiting {
         net: Arc<Net>,
         module: Kmod,
         service: Arc<dyn Service>,
-        fenced: bool,
+        tie: Tie,
     ) {
         let side = if own < self.node.id {
             Side::Dials {
@@ -175,7 +177,7 @@ impl Waiting {
             served: Arc::new(Semaphore::new(MAX_SERVED)),
             complaint: String::new(),
             removed: false,
-            fenced,
+            tie,
         };
         tokio::spawn(task.run(self.inputs));
     }
@@ -211,13 +213,17 @@ impl Task {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn is_bound(&self) -> bool {
+        matches!(self.tie, Tie::Bound(_))
+    }
+
     /// When [`Task::act`] has something to do next.
     fn due_ms(&self) -> Option<u64> {
         let mut due = vec![self.liveness.due_ms(), self.tell_death_ms];
         due.extend(self.look_ms);
         match (&self.side, &self.conn) {
             (Side::Dials { control, .. }, None) => due.push(control.due_ms()),
-            (_, Some(_)) if self.fenced => {}
+            (_, Some(_)) if !self.is_bound() => {}
             (Side::Dials { links, .. }, Some(_)) => due.extend(links.iter().map(Relink::due_ms)),
             (Side::Accepts { ask_ms, .. }, Some(_)) => due.extend(ask_ms),
             (Side::Accepts { .. }, None) => {}
@@ -249,6 +255,9 @@ impl Task {
                 }
             }
         }
+        let is_loose = !self.is_bound() && self.tell_death_ms.is_none();
+        self.status
+            .send_if_modified(|s| std::mem::replace(&mut s.is_loose, is_loose) != is_loose);
         // A link that came after a death must not reach the module before the news of it.
         if self.removed || self.tell_death_ms.is_some() {
             return;
@@ -259,7 +268,7 @@ impl Task {
                     self.dial_control();
                 }
             }
-            _ if self.fenced => {}
+            _ if !matches!(self.tie, Tie::Bound(_)) => {}
             Side::Dials { links, .. } => {
                 let begun = Class::ALL.map(|class| (class, links[class as usize].start(now)));
                 for (class, serial) in begun {
@@ -366,9 +375,10 @@ impl Task {
     }
 
     fn dial_link(&self, class: Class, serial: u64) {
+        let Tie::Bound(pair) = self.tie else { return };
         let (net, peer, input) = (Arc::clone(&self.net), self.peer.clone(), self.input.clone());
         tokio::spawn(async move {
-            let result = net.dial_link(&peer, class, serial).await;
+            let result = net.dial_link(&peer, class, serial, pair).await;
             let news = result.map_or_else(
                 |e| Input::LinkFailed(class, format!("{:#}", anyhow::Error::from(e))),
                 Input::Opened,
@@ -390,11 +400,11 @@ impl Task {
                 self.entered(State::Dead, now);
                 self.removed = true;
             }
-            Input::Fenced(fenced) => {
-                if fenced && !self.fenced && self.liveness.state() != State::Dead {
-                    self.forsake(now);
+            Input::Tie(tie) => self.tie(tie, now),
+            Input::Say(body) => {
+                if let Some(conn) = &self.conn {
+                    conn.say(body);
                 }
-                self.fenced = fenced;
             }
             Input::Conn(id, heard) => {
                 if self.conn.as_ref().is_some_and(|c| c.id == id) {
@@ -455,6 +465,21 @@ impl Task {
         }
     }
 
+    /// Another tie: what belongs to the one before is over.
+    fn tie(&mut self, tie: Tie, now: u64) {
+        let before = std::mem::replace(&mut self.tie, tie);
+        if before == tie {
+            return;
+        }
+        if tie == Tie::Cut
+            && let Some(state) = self.liveness.declare_dead()
+        {
+            self.entered(state, now);
+        } else if matches!(before, Tie::Bound(_)) && self.liveness.state() != State::Dead {
+            self.forsake(now);
+        }
+    }
+
     fn connected(&mut self, session: Session, instance: u64, now: u64) {
         self.conns += 1;
         self.complaint.clear();
@@ -486,7 +511,7 @@ impl Task {
 
     async fn hand_down(&mut self, class: Class, serial: u64, socket: OwnedFd) {
         let peer = self.peer.id;
-        if self.fenced || self.tell_death_ms.is_some() {
+        if !self.is_bound() || self.tell_death_ms.is_some() {
             // The module has not heard of its death yet, which must come first; or it is not to hear
             // of the peer at all.
             drop(socket);
@@ -538,6 +563,7 @@ impl Task {
         }
         match body {
             Body::Heartbeat(_) => {}
+            Body::Hint(hint) => self.service.hinted(self.peer.id, hint.packet),
             Body::Relink(RelinkMessage { class, serial }) => {
                 if let (Side::Dials { links, .. }, Some(class)) =
                     (&mut self.side, Class::from_u32(class))

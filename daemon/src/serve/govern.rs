@@ -291,6 +291,8 @@ impl Connection {
             cordoned: member.cordoned,
             joined_ms: member.joined_ms,
             epoch: member.epoch,
+            since: member.presence.since,
+            ended: member.presence.ended,
             fingerprint: member.fingerprint.to_string(),
             generation: member.generation,
             kernel: member.facts.kernel.clone(),

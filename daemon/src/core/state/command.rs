@@ -147,6 +147,24 @@ pub enum Command {
         /// Now.
         now_ms: u64,
     },
+    /// A node is dead, as far as anybody can tell: the epochs in which it was there are over. Answer:
+    /// [`Outcome::Epoch`].
+    DeclareDead {
+        /// Which.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// Its [`super::Presence::since`].
+        since: u64,
+    },
+    /// A node that was declared dead is not, and has ended all that it had to do with others. Answer:
+    /// [`Outcome::Epoch`].
+    ComeBack {
+        /// Which.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// Its [`super::Presence::ended`].
+        ended: u64,
+    },
     /// A node has a new certificate. The one before stays good until it ends.
     Renewed {
         /// Which.
@@ -208,6 +226,8 @@ pub enum Outcome {
         /// The epoch that began with that.
         epoch: u64,
     },
+    /// The epoch that began with it.
+    Epoch(u64),
     /// Two authorities are believed.
     Rotating {
         /// The number of the new one.
@@ -273,6 +293,9 @@ pub enum Refusal {
     /// There is no such node, or it is another by now.
     #[error("no such node")]
     NoSuchNode,
+    /// It was declared dead, or came back, meanwhile.
+    #[error("the node was declared dead or came back meanwhile")]
+    OtherPresence,
     /// This join was applied, and the node is gone.
     #[error("the node joined before and is gone")]
     JoinedBefore,
@@ -340,6 +363,7 @@ impl Refusal {
             Refusal::ClusterFull => "cluster-full",
             Refusal::NumberTaken => "number-taken",
             Refusal::NoSuchNode => "no-such-node",
+            Refusal::OtherPresence => "other-presence",
             Refusal::JoinedBefore => "joined-before",
             Refusal::LastNode => "last-node",
             Refusal::FactsDiffer { .. } => "facts-differ",

@@ -529,6 +529,39 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
     })
 }
 
+#[test]
+fn the_dead_may_come_back_in_another_epoch() {
+    let mut state = of_nodes(3);
+    let dead = |since| Command::DeclareDead { node: id(2), since };
+    let back = |ended| Command::ComeBack { node: id(2), ended };
+    assert_eq!(refused(&mut state, &dead(1)), Refusal::OtherPresence);
+    assert_eq!(state.apply(&dead(2)), Outcome::Epoch(4));
+    assert_eq!(state.apply(&dead(2)), Outcome::Epoch(4), "it is said once");
+    assert_eq!(
+        (state.epoch, state.nodes[&id(2)].presence.current()),
+        (4, None)
+    );
+    assert_eq!(state.nodes[&id(2)].epoch, 2, "it is the same node");
+
+    assert_eq!(refused(&mut state, &back(3)), Refusal::OtherPresence);
+    assert_eq!(state.apply(&back(4)), Outcome::Epoch(5));
+    assert_eq!(state.apply(&back(4)), Outcome::Epoch(5));
+    assert_eq!(state.nodes[&id(2)].presence.current(), Some(5));
+    assert_eq!(
+        refused(&mut state, &dead(2)),
+        Refusal::OtherPresence,
+        "late news"
+    );
+    assert_eq!(state.apply(&dead(5)), Outcome::Epoch(6));
+    assert_eq!(
+        refused(&mut state, &back(4)),
+        Refusal::OtherPresence,
+        "late news"
+    );
+    state.apply(&remove(2, 2));
+    assert_eq!(refused(&mut state, &back(6)), Refusal::NoSuchNode);
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     let node = || (1_u16..8).prop_map(id);
     let now = || (0_u64..10).prop_map(|d| NOW_MS + d * DAY_MS / 4);
@@ -569,6 +602,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         }),
         1 => (node(), 0_u64..20, now())
             .prop_map(|(node, since, now_ms)| Command::Leave { node, since, now_ms }),
+        3 => (node(), 0_u64..20).prop_map(|(node, since)| Command::DeclareDead { node, since }),
+        3 => (node(), 0_u64..20).prop_map(|(node, ended)| Command::ComeBack { node, ended }),
         3 => (node(), 0_u64..20, fingerprint(), generation()).prop_map(
             |(node, since, fingerprint, generation)| Command::Renewed {
                 node,
@@ -597,6 +632,16 @@ fn aim(state: &State, command: &mut Command) {
         | Command::Renewed { node, since, .. } => {
             if let Some(member) = state.nodes.get(node) {
                 *since = member.epoch;
+            }
+        }
+        Command::DeclareDead { node, since } => {
+            if let Some(member) = state.nodes.get(node) {
+                *since = member.presence.since;
+            }
+        }
+        Command::ComeBack { node, ended } => {
+            if let Some(at) = state.nodes.get(node).and_then(|m| m.presence.ended) {
+                *ended = at;
             }
         }
         _ => {}
@@ -632,6 +677,12 @@ fn holds(state: &State) -> Result<(), TestCaseError> {
     prop_assert_eq!(distinct.len(), prints.len(), "fingerprints");
     prop_assert!(state.nodes.keys().all(|n| !state.gone.contains_key(n)));
     prop_assert!(nodes().all(|m| m.epoch <= state.epoch && m.earlier.len() <= MAX_EARLIER));
+    for m in nodes() {
+        let ended = m.presence.ended.unwrap_or(state.epoch);
+        prop_assert!(
+            m.epoch <= m.presence.since && m.presence.since <= ended && ended <= state.epoch
+        );
+    }
     prop_assert_eq!(state.cluster.is_none(), state.nodes.is_empty());
     if let Some(cluster) = &state.cluster {
         prop_assert!(nodes().all(|m| cluster.authority.believes(m.generation)));
@@ -658,7 +709,7 @@ proptest! {
             let outcome = state.apply(&command);
             holds(&state)?;
 
-            let who = |s: &State| s.nodes.iter().map(|(n, m)| (*n, m.epoch)).collect::<Vec<_>>();
+            let who = |s: &State| s.nodes.iter().map(|(n, m)| (*n, m.epoch, m.presence)).collect::<Vec<_>>();
             let changed = who(&before) != who(&state);
             prop_assert_eq!(state.epoch, before.epoch + u64::from(changed), "{:?}", command);
             if let Outcome::Refused(_) = outcome {

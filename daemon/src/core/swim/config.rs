@@ -32,6 +32,9 @@ pub struct Config {
     pub late_ms: u64,
 }
 
+/// A dead member is seen within this time, by default.
+const SEEN_MS: u64 = 5_000;
+
 impl Default for Config {
     /// A dead member is seen within 5 s.
     fn default() -> Self {
@@ -52,10 +55,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// For machines that are slower by `factor`, such as emulated ones: a dead member is seen within
-    /// `factor` times 5 s.
-    pub fn slower(self, factor: u64) -> Self {
-        let by = |ms: u64| ms.saturating_mul(factor.max(1));
+    /// A dead member is seen within `seen_ms`.
+    pub fn within(self, seen_ms: u64) -> Self {
+        let by = |ms: u64| ms.saturating_mul(seen_ms) / SEEN_MS;
         Self {
             probe_ms: by(self.probe_ms),
             watch: Times {
@@ -65,9 +67,9 @@ impl Config {
                 silent_ms: by(self.watch.silent_ms),
             },
             suspect_ms: by(self.suspect_ms),
-            gossip_ms: self.gossip_ms,
+            gossip_ms: self.gossip_ms.min(by(self.gossip_ms)),
             announce_ms: by(self.announce_ms),
-            late_ms: by(self.late_ms),
+            late_ms: self.late_ms.max(by(self.late_ms)),
         }
     }
 

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Who of the nodes is there: one that seems dead is declared so, and stays a node that can come back.
+
+use serde::{Deserialize, Serialize};
+use ssi::id::NodeId;
+
+use super::{Answer, Outcome, Refusal, State};
+
+/// From when to when a node is there, in epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Presence {
+    /// The epoch that began when it joined, or came back.
+    pub since: u64,
+    /// The epoch that began when it was declared dead; none if it was not.
+    pub ended: Option<u64>,
+}
+
+impl Presence {
+    /// From `epoch` on.
+    pub(super) fn since(epoch: u64) -> Self {
+        Self {
+            since: epoch,
+            ended: None,
+        }
+    }
+
+    /// The epoch it is present since, if it was not declared dead.
+    pub fn current(self) -> Option<u64> {
+        self.ended.is_none().then_some(self.since)
+    }
+}
+
+impl State {
+    /// `node`, present since the epoch `since`, is dead.
+    pub(super) fn declare_dead(&mut self, node: NodeId, since: u64) -> Answer {
+        let epoch = self.epoch.saturating_add(1);
+        let member = self.member(node)?;
+        if member.presence.since != since {
+            return Err(Refusal::OtherPresence);
+        }
+        let ended = *member.presence.ended.get_or_insert(epoch);
+        self.epoch = self.epoch.max(ended);
+        Ok(Outcome::Epoch(ended))
+    }
+
+    /// `node`, which was declared dead in the epoch `ended`, is there again.
+    pub(super) fn come_back(&mut self, node: NodeId, ended: u64) -> Answer {
+        let epoch = self.epoch.saturating_add(1);
+        let presence = &mut self.member(node)?.presence;
+        match presence.ended {
+            Some(at) if at == ended => {
+                *presence = Presence::since(epoch);
+                self.epoch = epoch;
+                Ok(Outcome::Epoch(epoch))
+            }
+            // It was said before.
+            None if presence.since > ended => Ok(Outcome::Epoch(presence.since)),
+            _ => Err(Refusal::OtherPresence),
+        }
+    }
+}
