@@ -193,6 +193,29 @@ pub struct NodeStatus {
     pub clock_offset_us: Option<i64>,
 }
 
+/// What happened on a node, as its audit log has it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Event {
+    /// Its place among all events: milliseconds since 1970, a dot, and a count.
+    pub hlc: String,
+    /// When, by the clock of that node.
+    pub time: String,
+    /// On which node; 0 while it was in no cluster.
+    pub node: u32,
+    /// What.
+    pub event: String,
+    /// What else there is to say about it.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Answer of `Events`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct EventsReply {
+    /// In order.
+    pub events: Vec<Event>,
+}
+
 /// Answer of `Version`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VersionReply {

@@ -9,6 +9,7 @@
 //! counted, and the count is the next record.
 
 mod files;
+mod recent;
 mod writer;
 
 use std::path::Path;
@@ -21,8 +22,11 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::clock::Clock;
+use crate::core::hlc::Stamp;
 use crate::core::limit::Limit;
 use files::failed;
+use recent::Recent;
 use writer::Writer;
 
 pub use files::{Break, Error, Found, verify};
@@ -208,6 +212,7 @@ pub const READY: &str = "ready";
 
 #[derive(Debug, Serialize)]
 struct Record {
+    hlc: String,
     time: String,
     node: u16,
     #[serde(flatten)]
@@ -215,10 +220,12 @@ struct Record {
 }
 
 impl Record {
-    fn now(node: &AtomicU16, event: Event) -> Self {
+    /// Of what happened at `at`, which is now.
+    fn now(at: Stamp, node: &AtomicU16, event: Event) -> Self {
         // A clock beyond the year 9999 has no such spelling.
         let time = OffsetDateTime::now_utc();
         Self {
+            hlc: at.to_string(),
             time: time.format(&Rfc3339).unwrap_or_default(),
             node: node.load(Ordering::Relaxed),
             event: event.cut(),
@@ -229,6 +236,7 @@ impl Record {
 struct State {
     limits: [Limit; CAUSES],
     left_out: u64,
+    recent: Recent,
     /// None once it is closed.
     records: Option<SyncSender<Record>>,
 }
@@ -237,6 +245,7 @@ struct State {
 pub struct Audit {
     node: Arc<AtomicU16>,
     start: Instant,
+    clock: Arc<Clock>,
     state: Mutex<State>,
     closed: Mutex<Receiver<()>>,
 }
@@ -255,7 +264,8 @@ impl Audit {
     /// When it cannot be read or made.
     pub fn open(dir: &Path, node: u16) -> Result<Self, Error> {
         let node = Arc::new(AtomicU16::new(node));
-        let (writer, damage) = Writer::open(dir, Arc::clone(&node))?;
+        let clock = Arc::<Clock>::default();
+        let (writer, damage) = Writer::open(dir, Arc::clone(&node), Arc::clone(&clock))?;
         let (records, waiting) = sync_channel(MAX_WAITING);
         let (close, closed) = sync_channel(1);
         std::thread::Builder::new()
@@ -268,9 +278,11 @@ impl Audit {
         let audit = Self {
             node,
             start: Instant::now(),
+            clock,
             state: Mutex::new(State {
                 limits: [Limit::new(BURST, PACE_MS); CAUSES],
                 left_out: 0,
+                recent: Recent::default(),
                 records: Some(records),
             }),
             closed: Mutex::new(closed),
@@ -293,21 +305,39 @@ impl Audit {
             return;
         }
         let State {
-            left_out, records, ..
+            left_out,
+            records,
+            recent,
+            ..
         } = &mut *state;
         let Some(records) = records else { return };
         if *left_out > 0 {
             let unrecorded = Event::Unrecorded { count: *left_out };
-            if records
-                .try_send(Record::now(&self.node, unrecorded))
-                .is_ok()
-            {
+            let record = Record::now(self.clock.tick(), &self.node, unrecorded);
+            if records.try_send(record).is_ok() {
                 *left_out = 0;
             }
         }
-        if records.try_send(Record::now(&self.node, event)).is_err() {
+        let at = self.clock.tick();
+        let record = Record::now(at, &self.node, event);
+        // A record is always valid JSON.
+        if let Ok(text) = serde_json::to_string(&record) {
+            recent.push(at, text);
+        }
+        if records.try_send(record).is_err() {
             *left_out += 1;
         }
+    }
+
+    /// The last records that are later than `after`, as JSON and in the order of their times.
+    pub fn recent(&self, after: Stamp) -> Vec<(Stamp, String)> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.recent.after(after)
+    }
+
+    /// The clock by which records are ordered.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// Records are of this node from now on; 0 is a machine that is in no cluster.

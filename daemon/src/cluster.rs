@@ -15,6 +15,7 @@ use crate::arrive::Arrivals;
 use crate::audit::{self, Audit};
 use crate::config::Node;
 use crate::core::health::View;
+use crate::core::hlc::Stamp;
 use crate::core::liveness::State;
 use crate::core::migrate::Phase;
 use crate::core::policy::Policy;
@@ -28,7 +29,7 @@ use crate::failure::Failure;
 use crate::kmod::{self, Event, Kmod};
 use crate::msg::{
     self, Answer, Done, Failed, Host, List, Look, Migrate, Migrated, Movable, Place, Process,
-    Processes, Request, Seen, SeenNode,
+    Processes, Record, Records, Request, Seen, SeenNode,
 };
 use crate::net::Net;
 use crate::peer::task::Waiting;
@@ -480,6 +481,18 @@ impl Cluster {
         }
     }
 
+    /// What happened on this node after `after`.
+    fn recent(&self, after: Stamp) -> Records {
+        let records = self.audit.recent(after).into_iter();
+        let records = records.map(|(at, json)| Record {
+            stamp: at.bits(),
+            json,
+        });
+        Records {
+            records: records.collect(),
+        }
+    }
+
     /// Takes an event of the module.
     pub async fn event(&self, event: Event) {
         match event {
@@ -551,6 +564,7 @@ impl Cluster {
                 Err(f) => Err(f),
             },
             Request::Look(_) => Ok(Answer::Seen(self.seen())),
+            Request::Recent(r) => Ok(Answer::Recent(self.recent(Stamp::from_bits(r.after)))),
             Request::List(_) => self
                 .list_own()
                 .await

@@ -2,12 +2,15 @@
 
 //! One control connection that stands: a task that reads, writes and says that we live.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use crate::clock::Clock;
+use crate::core::hlc::Stamp;
 use crate::msg::{Body, Envelope, Heartbeat};
 use crate::session::{Error, Session};
 
@@ -37,13 +40,19 @@ pub struct Conn {
 
 impl Conn {
     /// Starts to serve `session`. What it hears goes to `heard` with `id`.
-    pub fn start<T>(session: Session, peer: NodeId, id: u64, heard: mpsc::Sender<T>) -> Self
+    pub fn start<T>(
+        session: Session,
+        peer: NodeId,
+        id: u64,
+        heard: mpsc::Sender<T>,
+        clock: Arc<Clock>,
+    ) -> Self
     where
         T: From<(u64, Heard)> + Send + 'static,
     {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(async move {
-            let why = match run(session, queued, id, &heard).await {
+            let why = match run(session, queued, id, &heard, &clock).await {
                 Ok(()) => "no longer wanted".to_owned(),
                 Err(e) => format!("{:#}", anyhow::Error::from(e)),
             };
@@ -69,11 +78,13 @@ async fn run<T: From<(u64, Heard)>>(
     mut queued: mpsc::Receiver<Body>,
     id: u64,
     heard: &mpsc::Sender<T>,
+    clock: &Clock,
 ) -> Result<(), Error> {
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while let Some(envelope) = session.take::<Envelope>()? {
+            clock.hear(Stamp::from_bits(envelope.stamp));
             // A kind we do not know comes from a newer peer: it is passed over.
             if let Some(body) = envelope.body
                 && heard.send((id, Heard::Said(body)).into()).await.is_err()
@@ -86,11 +97,11 @@ async fn run<T: From<(u64, Heard)>>(
             _ = beat.tick() => {
                 // If the last one is still here, another says nothing new.
                 if session.backlog_bytes() == 0 {
-                    session.queue(&Envelope::from(Body::Heartbeat(Heartbeat {})))?;
+                    session.queue(&Envelope::new(Body::Heartbeat(Heartbeat {}), clock.tick()))?;
                 }
             }
             body = queued.recv(), if session.backlog_bytes() < MAX_BACKLOG_BYTES => match body {
-                Some(body) => session.queue(&Envelope::from(body))?,
+                Some(body) => session.queue(&Envelope::new(body, clock.tick()))?,
                 None => return Ok(()),
             }
         }

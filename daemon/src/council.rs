@@ -11,13 +11,14 @@ mod steward;
 mod warden;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ssi::id::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agree::{self, Agreement, Status, Timing};
+use crate::clock::now_ms;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::core::facts::Facts;
@@ -87,12 +88,6 @@ impl std::fmt::Debug for Council {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Council").finish_non_exhaustive()
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// 128 random bits.

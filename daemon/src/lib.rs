@@ -7,6 +7,7 @@ pub mod agree;
 pub mod api;
 pub mod arrive;
 pub mod audit;
+pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod conn;

@@ -12,6 +12,7 @@ use ssi::id::NodeId;
 use ssi::uapi::Reason;
 
 use crate::core::facts;
+use crate::core::hlc::Stamp;
 use crate::failure::{Failure, Refusal};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
@@ -125,6 +126,9 @@ pub struct Envelope {
     /// What it says.
     #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5")]
     pub body: Option<Body>,
+    /// When it was said: [`crate::core::hlc::Stamp::bits`].
+    #[prost(fixed64, tag = "15")]
+    pub stamp: u64,
 }
 
 /// The kinds of [`Envelope`].
@@ -177,7 +181,10 @@ pub struct Call {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is asked for.
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(
+        oneof = "Request",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+    )]
     pub request: Option<Request>,
 }
 
@@ -223,6 +230,9 @@ pub enum Request {
     /// The cluster needs another authority.
     #[prost(message, tag = "14")]
     Rotate(govern::Rotate),
+    /// What happened lately?
+    #[prost(message, tag = "15")]
+    Recent(Recent),
 }
 
 /// Move this process, or say whether it would.
@@ -328,7 +338,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is answered. Only [`Answer::Progress`] is followed by another.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub answer: Option<Answer>,
 }
 
@@ -368,6 +378,36 @@ pub enum Answer {
     /// A certificate.
     #[prost(message, tag = "12")]
     Certified(govern::Certified),
+    /// What happened.
+    #[prost(message, tag = "13")]
+    Recent(Records),
+}
+
+/// What happened lately?
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Recent {
+    /// Only what is later than this [`crate::core::hlc::Stamp`].
+    #[prost(fixed64, tag = "1")]
+    pub after: u64,
+}
+
+/// The last records of a node's audit log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Records {
+    /// In the order of their times.
+    #[prost(message, repeated, tag = "1")]
+    pub records: Vec<Record>,
+}
+
+/// A record of the audit log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Record {
+    /// Its [`crate::core::hlc::Stamp`].
+    #[prost(fixed64, tag = "1")]
+    pub stamp: u64,
+    /// All of it.
+    #[prost(string, tag = "2")]
+    pub json: String,
 }
 
 /// What a node thinks of the others.
@@ -628,7 +668,17 @@ impl From<Request> for Envelope {
 
 impl From<Body> for Envelope {
     fn from(body: Body) -> Self {
-        Self { body: Some(body) }
+        Self::new(body, Stamp::default())
+    }
+}
+
+impl Envelope {
+    /// Of something that is said at `at`.
+    pub fn new(body: Body, at: Stamp) -> Self {
+        Self {
+            body: Some(body),
+            stamp: at.bits(),
+        }
     }
 }
 

@@ -239,6 +239,11 @@ impl Net {
         &self.roster
     }
 
+    /// Where connections are accounted for.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     fn identity(&self) -> Arc<Identity> {
         let identity = self.identity.read();
         Arc::clone(&identity.unwrap_or_else(PoisonError::into_inner))

@@ -2,6 +2,7 @@
 
 //! The daemon's end of the Varlink socket.
 
+mod events;
 mod govern;
 
 use std::collections::HashMap;
@@ -327,6 +328,7 @@ impl Connection {
             (INTERFACE, "Ps") => self.ps().await.unwrap_or_else(Outcome::from),
             (INTERFACE, "Nodes") => self.nodes().unwrap_or_else(Outcome::from),
             (INTERFACE, "Status") => self.status().await.unwrap_or_else(Outcome::from),
+            (INTERFACE, "Events") => self.events(more).await?,
             (INTERFACE, "Version") => Outcome::done(&api::VersionReply {
                 daemon: env!("CARGO_PKG_VERSION").to_owned(),
                 netlink: ssi::uapi::VERSION.into(),

@@ -33,6 +33,15 @@ pub async fn ask_all(
     request: &Request,
     within: Duration,
 ) -> BTreeMap<NodeId, Option<Asked>> {
+    ask_each(roster, |_| request.clone(), within).await
+}
+
+/// As [`ask_all`], each node something of its own.
+pub async fn ask_each(
+    roster: &Roster,
+    request: impl Fn(NodeId) -> Request,
+    within: Duration,
+) -> BTreeMap<NodeId, Option<Asked>> {
     let mut asked = JoinSet::new();
     let mut all = BTreeMap::new();
     for peer in roster.peers() {
@@ -40,7 +49,7 @@ pub async fn ask_all(
         if peer.state() == State::Dead {
             continue;
         }
-        let request = request.clone();
+        let request = request(peer.node);
         asked.spawn(async move {
             let (at_ns, start) = (realtime_ns(), Instant::now());
             let answer = peer.ask_once(request, within).await.ok()?;

@@ -170,12 +170,34 @@ impl Client {
         &mut self,
         method: &str,
         parameters: &impl Serialize,
+        each: impl FnMut(T),
+    ) -> Result<T, Error> {
+        self.converse(method, parameters, Some(true), each)
+    }
+
+    /// Calls a method for one reply, also if it has more to say.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn ask<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        parameters: &impl Serialize,
+    ) -> Result<T, Error> {
+        self.converse(method, parameters, None, drop)
+    }
+
+    fn converse<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        parameters: &impl Serialize,
+        more: Option<bool>,
         mut each: impl FnMut(T),
     ) -> Result<T, Error> {
         let call = Call {
             method: method.to_owned(),
             parameters: Some(serde_json::to_value(parameters)?),
-            more: Some(true),
+            more,
             oneway: None,
         };
         self.stream.write_all(&encode(&call)?).map_err(io)?;

@@ -21,12 +21,7 @@ pub(crate) fn once<T: DeserializeOwned>(
     method: &str,
     parameters: &impl Serialize,
 ) -> Result<T, Fail> {
-    let call = || {
-        Client::connect(socket, Some(ANSWER_IN))?.call(
-            &format!("{INTERFACE}.{method}"),
-            parameters,
-            drop::<T>,
-        )
-    };
+    let method = format!("{INTERFACE}.{method}");
+    let call = || Client::connect(socket, Some(ANSWER_IN))?.ask(&method, parameters);
     call().map_err(|e| Fail::call(socket, e))
 }

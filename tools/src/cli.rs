@@ -50,6 +50,8 @@ pub(crate) enum Command {
     /// The cluster as a whole
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Show what happened in the cluster lately
+    Events(Events),
     /// The record of who was let in and who moved what
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -69,6 +71,7 @@ impl Command {
             Command::Migrate(a) => a.output,
             Command::Why(a) => a.output,
             Command::Ps(a) | Command::Version(a) => a.output,
+            Command::Events(a) => a.output,
             Command::Node(command) => command.output(),
             Command::Cluster(command) => command.output(),
             Command::Audit(AuditCommand::Verify(a)) => a.output,
@@ -122,6 +125,17 @@ pub(crate) struct Why {
 /// Commands that only show something.
 #[derive(Args, Debug)]
 pub(crate) struct Show {
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl events`.
+#[derive(Args, Debug)]
+pub(crate) struct Events {
+    /// Go on with what happens
+    #[arg(short, long)]
+    pub(crate) watch: bool,
     /// How to write the result
     #[arg(short, long, value_enum, default_value = "text")]
     pub(crate) output: Output,

@@ -6,6 +6,7 @@
 mod ask;
 mod audit;
 mod cli;
+mod events;
 mod fail;
 mod govern;
 mod migrate;
@@ -50,6 +51,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
         Command::Cluster(ClusterCommand::Init(a)) => govern::init(socket, &a),
         Command::Cluster(ClusterCommand::Token(a)) => govern::token(socket, &a),
         Command::Cluster(ClusterCommand::Ca(a)) => govern::authority(socket, &a),
+        Command::Events(a) => events::events(socket, &a),
         Command::Audit(AuditCommand::Verify(a)) => audit::verify(&a),
         Command::Version(a) => show::version(socket, a.output),
         Command::Man(a) => pages::man(&a),

@@ -14,6 +14,7 @@ use super::files::{
     Break, Error, Found, MAX_FILE_BYTES, MAX_READ_BYTES, failed, files, first_of, name_of,
 };
 use super::{Event, MAX_WAITING, Record};
+use crate::clock::Clock;
 use crate::core::chain::{self, Hash, Head};
 
 /// Files that are kept.
@@ -23,6 +24,7 @@ const MAX_FILES: usize = 16;
 pub(super) struct Writer {
     dir: PathBuf,
     node: Arc<AtomicU16>,
+    clock: Arc<Clock>,
     head: Head,
     /// None while the next record begins a file.
     file: Option<File>,
@@ -34,7 +36,11 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Goes on where the log in `dir` ends.
-    pub(super) fn open(dir: &Path, node: Arc<AtomicU16>) -> Result<(Self, Option<Event>), Error> {
+    pub(super) fn open(
+        dir: &Path,
+        node: Arc<AtomicU16>,
+        clock: Arc<Clock>,
+    ) -> Result<(Self, Option<Event>), Error> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -43,6 +49,7 @@ impl Writer {
         let mut writer = Self {
             dir: dir.to_owned(),
             node,
+            clock,
             head: Head::default(),
             file: None,
             bytes: 0,
@@ -110,7 +117,11 @@ impl Writer {
         };
         let (mut out, mut head) = (Vec::new(), self.head);
         if self.lost > 0 {
-            let unrecorded = Record::now(&self.node, Event::Unrecorded { count: self.lost });
+            let unrecorded = Record::now(
+                self.clock.tick(),
+                &self.node,
+                Event::Unrecorded { count: self.lost },
+            );
             head = chain::seal(head, &unrecorded, &mut out)
                 .map_err(|e| failed("write", &path)(e.into()))?;
         }
@@ -167,16 +178,22 @@ impl Writer {
 mod tests {
     use super::super::verify;
     use super::*;
+    use crate::core::hlc::Stamp;
     use serde_json::Value;
 
     fn record(peer: u16) -> Record {
-        Record::now(&AtomicU16::new(1), Event::NodeDead { peer })
+        Record::now(
+            Stamp::default(),
+            &AtomicU16::new(1),
+            Event::NodeDead { peer },
+        )
     }
 
     #[test]
     fn full_files_are_followed_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut writer, _) = Writer::open(dir.path(), Arc::new(AtomicU16::new(1))).unwrap();
+        let (mut writer, _) =
+            Writer::open(dir.path(), Arc::new(AtomicU16::new(1)), Arc::default()).unwrap();
         for n in 0..30 {
             writer.bytes = MAX_FILE_BYTES;
             writer.write(&[record(n)]);
@@ -191,7 +208,8 @@ mod tests {
     fn what_could_not_be_written_is_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let (mut writer, _) = Writer::open(&path, Arc::new(AtomicU16::new(1))).unwrap();
+        let (mut writer, _) =
+            Writer::open(&path, Arc::new(AtomicU16::new(1)), Arc::default()).unwrap();
         fs::remove_dir(&path).unwrap();
         writer.write(&[record(0), record(1)]);
         writer.write(&[record(2)]);

@@ -8,6 +8,7 @@ pub mod expect;
 pub mod facts;
 pub mod hash;
 pub mod health;
+pub mod hlc;
 pub mod isolation;
 pub mod kv;
 pub mod limit;

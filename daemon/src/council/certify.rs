@@ -13,7 +13,8 @@ use std::time::Duration;
 use ssi::id::NodeId;
 use tokio::time::sleep;
 
-use super::{Council, Error, SEALED_FOR, accepted, now_ms};
+use super::{Council, Error, SEALED_FOR, accepted};
+use crate::clock::now_ms;
 use crate::core::hash::Hash;
 use crate::core::state::{Candidate, Command, Outcome, Refusal, State, Unique};
 use crate::failure::{Failure, in_full};

@@ -135,7 +135,7 @@ impl Council {
             let nodes = state.nodes.keys().copied().collect();
             self.set_voters(&status, nodes, Some(node)).await?;
         }
-        let now_ms = super::now_ms();
+        let now_ms = crate::clock::now_ms();
         self.propose(Command::Remove {
             node,
             since,

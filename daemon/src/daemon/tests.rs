@@ -25,7 +25,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::agree::Timing;
 use crate::api::govern::{InvitationReply, JoinReply};
-use crate::api::{self, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
+use crate::api::{self, EventsReply, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
+use crate::core::hlc::Stamp;
 use crate::core::state::{Command, Presence};
 use crate::core::tie;
 use crate::kmod::Channel;
@@ -294,6 +295,11 @@ impl Running {
             &parameters,
             drop,
         )
+    }
+
+    fn call_once<T: serde::de::DeserializeOwned>(&self, method: &str) -> Result<T, varlink::Error> {
+        let method = format!("{}.{method}", api::INTERFACE);
+        Client::connect(&self.socket, Some(PATIENCE))?.ask(&method, &json!({}))
     }
 
     fn state(&self, node: u32) -> String {
@@ -809,6 +815,48 @@ fn one_that_is_declared_dead_and_lives_ends_what_it_had_first() {
     linked(&n1, &n2, 2);
     wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
     assert_eq!(presence(&n1, 2).current(), presence(&n2, 2).current());
+}
+
+#[test]
+fn what_happens_anywhere_is_told_everywhere_in_order() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    let events = |on: &Running| -> Vec<api::Event> {
+        let reply: EventsReply = on.call_once("Events").unwrap();
+        let stamps = reply.events.iter().map(|e| e.hlc.parse::<Stamp>().unwrap());
+        assert!(stamps.is_sorted());
+        reply.events
+    };
+    let links = |events: &[api::Event], node: u32| {
+        let admitted = events
+            .iter()
+            .filter(|e| e.event == "node-admitted" && e.node == node);
+        admitted.count()
+    };
+    for on in [&n1, &n2] {
+        wait_for("the links of both", || {
+            let all = events(on);
+            links(&all, 1) == 3 && links(&all, 2) == 3
+        });
+    }
+    // Those who watch are told at once, and for as long as they do.
+    let (told, heard) = std::sync::mpsc::channel();
+    let socket = n2.socket.clone();
+    std::thread::spawn(move || {
+        let mut client = Client::connect(&socket, None).unwrap();
+        let method = format!("{}.Events", api::INTERFACE);
+        let _ = client.call(&method, &json!({}), |reply: EventsReply| {
+            let _ = told.send(reply.events);
+        });
+    });
+    assert!(heard.recv_timeout(PATIENCE).unwrap().len() >= 6);
+    let _: serde_json::Value = n1
+        .call("Cordon", json!({ "node": "2", "cordoned": true }))
+        .unwrap();
+    let news = heard.recv_timeout(PATIENCE).unwrap();
+    let cordon = news.iter().find(|e| e.event == "governed").unwrap();
+    assert_eq!((cordon.node, &cordon.rest["action"]), (1, &json!("Cordon")));
 }
 
 #[test]

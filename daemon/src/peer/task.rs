@@ -487,7 +487,13 @@ impl Task {
         let Some(input) = self.input.upgrade() else {
             return;
         };
-        self.conn = Some(Conn::start(session, self.peer.id, self.conns, input));
+        self.conn = Some(Conn::start(
+            session,
+            self.peer.id,
+            self.conns,
+            input,
+            Arc::clone(self.net.audit().clock()),
+        ));
         if let Side::Dials { control, .. } = &mut self.side {
             control.made(now);
         }

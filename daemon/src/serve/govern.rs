@@ -16,10 +16,10 @@ use crate::api::govern::{
     ShowNodeReply, Token, TokensReply,
 };
 use crate::audit::{DONE, Event};
+use crate::clock::now_ms;
 use crate::cluster::Cluster;
 use crate::core::liveness::State;
 use crate::core::state::{Command, Why};
-use crate::council::now_ms;
 use crate::failure::{Failure, in_full};
 use crate::msg::Place;
 use crate::pki;

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `Events`: what happens in the cluster, node by node as it is asked for.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, recv};
+use ssi::id::NodeId;
+
+use super::{Connection, Outcome};
+use crate::api::{Event, EventsReply};
+use crate::cluster::Cluster;
+use crate::core::hlc::Stamp;
+use crate::failure::Failure;
+use crate::msg::{Answer, Recent, Request};
+use crate::survey;
+use crate::varlink::{self, Reply};
+
+/// Pause from one look at all nodes to the next.
+const EVERY: Duration = Duration::from_millis(500);
+/// Longest wait for what a node has to tell.
+const TOLD_IN: Duration = Duration::from_secs(3);
+
+/// Up to where each node's events are known; the key of this one, and of a machine in no cluster, is none.
+type Known = BTreeMap<Option<NodeId>, Stamp>;
+
+impl Connection {
+    /// Answers with the last events; called with `more`, with those that follow as well, for as long as
+    /// somebody listens.
+    pub(super) async fn events(&mut self, more: bool) -> Result<Outcome, varlink::Error> {
+        if !self.user.is_admin {
+            return Ok(Failure::NotAdministrator.into());
+        }
+        let mut known = Known::new();
+        let mut first = true;
+        loop {
+            let events = self.news(&mut known).await;
+            if !more {
+                return Ok(Outcome::done(&EventsReply { events }));
+            }
+            if first || !events.is_empty() {
+                let parameters = serde_json::to_value(EventsReply { events })?;
+                self.send(&Reply {
+                    parameters: Some(parameters),
+                    continues: Some(true),
+                    error: None,
+                })
+                .await?;
+            }
+            first = false;
+            tokio::time::sleep(EVERY).await;
+            if self.has_hung_up() {
+                return Err(varlink::Error::Closed);
+            }
+        }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let read = recv(self.stream.as_fd().as_raw_fd(), &mut [0], flags);
+        !matches!(read, Ok(1) | Err(nix::Error::EAGAIN))
+    }
+
+    /// What all nodes have to tell that is not `known`, in order.
+    async fn news(&self, known: &mut Known) -> Vec<Event> {
+        let after = |known: &Known, node| known.get(&node).copied().unwrap_or_default();
+        let mut all = self.stage.audit().recent(after(known, None));
+        if let Some((last, _)) = all.last() {
+            known.insert(None, *last);
+        }
+        // A machine in no cluster has only its own.
+        if let Ok(cluster) = self.stage.cluster() {
+            for (node, told) in ask(&cluster, known).await {
+                let Some(Answer::Recent(recent)) = told else {
+                    continue;
+                };
+                let first = after(known, Some(node));
+                for record in recent.records {
+                    let at = Stamp::from_bits(record.stamp);
+                    if at > first {
+                        known.insert(Some(node), at.max(after(known, Some(node))));
+                        all.push((at, record.json));
+                    }
+                }
+            }
+        }
+        all.sort_by_key(|(at, _)| *at);
+        // What is no record is not told.
+        all.iter()
+            .filter_map(|(_, json)| serde_json::from_str(json).ok())
+            .collect()
+    }
+}
+
+/// What the other nodes have to tell.
+async fn ask(cluster: &Cluster, known: &Known) -> Vec<(NodeId, Option<Answer>)> {
+    let request = |node| {
+        let after = known.get(&Some(node)).copied().unwrap_or_default();
+        Request::Recent(Recent {
+            after: after.bits(),
+        })
+    };
+    let told = survey::ask_each(cluster.roster(), request, TOLD_IN).await;
+    let told = told
+        .into_iter()
+        .map(|(node, a)| (node, a.map(|a| a.answer)));
+    told.collect()
+}
