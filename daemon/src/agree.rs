@@ -9,6 +9,7 @@
 
 pub mod carrier;
 pub mod disk;
+mod guard;
 pub mod log;
 pub mod machine;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
+use self::guard::Here;
 use self::log::Log;
 use self::machine::Machine;
 use crate::core::state::{Command, Outcome, State};
@@ -446,17 +448,11 @@ impl Agreement {
         let is_of = |vote: &Vote| vote.leader_id.node_id == raft_id(from);
         let stopped = Answer::Refused(Refusal::Stopped);
         let refused = Answer::Refused;
+        if !Here::of(&raft.metrics().borrow_watched()).accepts(&request) {
+            return refused(Refusal::Bad);
+        }
         match request {
-            Request::Append { rpc, has_majority } => {
-                let first = rpc
-                    .prev_log_id
-                    .map_or(0, |last| last.index.saturating_add(1));
-                let follow = (first..)
-                    .zip(&rpc.entries)
-                    .all(|(i, e)| e.log_id.index == i);
-                if !is_of(&rpc.vote) || !rpc.vote.committed || !follow {
-                    return refused(Refusal::Bad);
-                }
+            Request::Append { rpc, has_majority } if is_of(&rpc.vote) && rpc.vote.committed => {
                 let answer = raft.append_entries(rpc).await;
                 if answer.is_ok() && has_majority {
                     let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,6 +17,7 @@ use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
+use super::guard::may_answer;
 use super::{Snapshot, SnapshotMeta, Types, Vote};
 use crate::core::state::{Command, Outcome, State};
 
@@ -167,9 +168,13 @@ impl Link {
     async fn ask(&self, request: &Request, within: Duration) -> Result<Answer, RPCError<Types>> {
         let unreachable = |e: NoAnswer| RPCError::from(Unreachable::new(&e));
         let to = self.to.ok_or_else(|| unreachable(NoAnswer::NotSent))?;
-        ask(self.carrier.as_ref(), to, request, within)
-            .await
-            .map_err(unreachable)
+        let answer = ask(self.carrier.as_ref(), to, request, within).await;
+        let answer = answer.map_err(unreachable)?;
+        if may_answer(request, &answer) {
+            Ok(answer)
+        } else {
+            Err(stray(&answer))
+        }
     }
 
     async fn ask_vote(

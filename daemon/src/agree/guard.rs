@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the library that agrees takes for granted, and a node that does not keep to the rules may not
+//! say: it would stop those who hear it, for good where the number of a reign is written down.
+//!
+//! Raft believes who leads. What a leader puts into the log is not looked into here.
+
+use openraft::RaftTypeConfig;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+
+use super::carrier::{Answer, Request};
+use super::{LogId, Metrics, Types, Vote};
+
+/// A reign is at most so far from those that are known here. Each step is a write to the disk, so that
+/// nobody gets to the end of the numbers.
+const MAX_LEAP: u64 = 1 << 32;
+/// Highest number of a reign a node believes that was in none yet, and of an entry.
+const MAX_NUMBER: u64 = 1 << 62;
+
+type Leader = <Types as RaftTypeConfig>::LeaderId;
+
+/// What is known here.
+#[derive(Clone, Debug)]
+pub(super) struct Here {
+    /// The number of the reign.
+    term: u64,
+    /// The last entry that is in the state.
+    applied: Option<LogId>,
+}
+
+impl Here {
+    pub(super) fn of(metrics: &Metrics) -> Self {
+        Self {
+            term: metrics.current_term,
+            applied: metrics.last_applied,
+        }
+    }
+
+    /// Whether there may be such a reign.
+    fn may_be(&self, vote: &Vote) -> bool {
+        let most = match self.term {
+            0 => MAX_NUMBER,
+            term => term.saturating_add(MAX_LEAP),
+        };
+        vote.leader_id.term <= most
+    }
+
+    /// Whether there may be such an entry under `leader`.
+    fn may_hold(&self, leader: &Leader, id: &LogId) -> bool {
+        let contradicts = self
+            .applied
+            .is_some_and(|applied| id.index <= applied.index && *id > applied);
+        id.leader_id <= *leader && id.index <= MAX_NUMBER && !contradicts
+    }
+
+    /// Whether a node that keeps to the rules may ask this.
+    pub(super) fn accepts(&self, request: &Request) -> bool {
+        match request {
+            Request::Append { rpc, .. } => self.may_be(&rpc.vote) && self.follow(rpc),
+            Request::Vote(rpc) | Request::PreVote(rpc) => self.may_be(&rpc.vote),
+            Request::Snapshot { vote, meta, .. } => {
+                let id = meta.last_log_id;
+                self.may_be(vote) && id.is_none_or(|id| self.may_hold(&vote.leader_id, &id))
+            }
+            Request::Transfer(rpc) => self.may_be(rpc.from_leader()),
+            Request::Propose(_) | Request::ReadIndex => true,
+        }
+    }
+
+    /// Whether each entry follows the one before, and none is of a reign that is to come.
+    fn follow(&self, rpc: &AppendEntriesRequest<Types>) -> bool {
+        let mut last = rpc.prev_log_id;
+        for entry in &rpc.entries {
+            let id = entry.log_id;
+            let next = last.map_or(Some(0), |last| last.index.checked_add(1));
+            if next != Some(id.index) || last.is_some_and(|last| id.leader_id < last.leader_id) {
+                return false;
+            }
+            last = Some(id);
+        }
+        let named = [rpc.prev_log_id, last, rpc.leader_commit];
+        let mut named = named.iter().flatten();
+        named.all(|id| self.may_hold(&rpc.vote.leader_id, id))
+    }
+}
+
+/// Whether a node that keeps to the rules may answer this to that.
+pub(super) fn may_answer(request: &Request, answer: &Answer) -> bool {
+    let knows = |vote: &Vote| Here {
+        term: vote.leader_id.term.max(1),
+        applied: None,
+    };
+    match (request, answer) {
+        (Request::Append { rpc, .. }, Answer::Append(answer)) => match answer {
+            AppendEntriesResponse::Success => true,
+            // Without an entry before there is none to differ.
+            AppendEntriesResponse::Conflict => rpc.prev_log_id.is_some(),
+            AppendEntriesResponse::HigherVote(vote) => knows(&rpc.vote).may_be(vote),
+            AppendEntriesResponse::PartialSuccess(_) => false,
+        },
+        (Request::Vote(rpc) | Request::PreVote(rpc), Answer::Vote(answer)) => {
+            knows(&rpc.vote).may_be(&answer.vote)
+        }
+        (Request::Snapshot { vote, .. }, Answer::Snapshot(answer)) => {
+            knows(vote).may_be(&answer.vote)
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn here() -> Here {
+        let applied = serde_json::from_value(id(3, 7)).unwrap();
+        Here { term: 3, applied }
+    }
+
+    fn id(term: u64, index: u64) -> Value {
+        json!({"leader_id": {"term": term, "node_id": 2}, "index": index})
+    }
+
+    fn vote(term: u64) -> Value {
+        json!({"leader_id": {"term": term, "node_id": 2}, "committed": true})
+    }
+
+    fn request(value: Value) -> Request {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn append(term: u64, prev: Value, entries: &[Value], commit: Value) -> Request {
+        let entries = entries
+            .iter()
+            .map(|id| json!({"log_id": id, "payload": "Blank"}));
+        request(json!({"append": {"has_majority": true, "rpc": {
+            "vote": vote(term), "prev_log_id": prev, "leader_commit": commit,
+            "entries": entries.collect::<Vec<_>>(),
+        }}}))
+    }
+
+    fn ask(term: u64) -> Request {
+        request(json!({"vote": {"vote": vote(term), "last_log_id": id(9, u64::MAX)}}))
+    }
+
+    #[test]
+    fn the_numbers_of_reigns_do_not_come_to_their_end() {
+        assert!(here().accepts(&ask(4)) && here().accepts(&ask(3 + MAX_LEAP)));
+        assert!(!here().accepts(&ask(4 + MAX_LEAP)) && !here().accepts(&ask(u64::MAX)));
+        let new = Here {
+            term: 0,
+            applied: None,
+        };
+        assert!(new.accepts(&ask(9 * MAX_LEAP)) && !new.accepts(&ask(u64::MAX)));
+    }
+
+    #[test]
+    fn entries_are_in_order_and_of_this_reign_or_one_before() {
+        let none = Value::Null;
+        let good = |r: Request| assert!(here().accepts(&r));
+        let bad = |r: Request| assert!(!here().accepts(&r));
+        good(append(4, none.clone(), &[], none.clone()));
+        good(append(4, id(3, 7), &[id(3, 8), id(4, 9)], id(3, 8)));
+        bad(append(4, id(3, 7), &[id(4, 8), id(3, 9)], none.clone()));
+        bad(append(4, id(3, 7), &[id(4, 9)], none.clone()));
+        bad(append(4, none.clone(), &[id(4, 1)], none.clone()));
+        bad(append(4, id(3, 7), &[id(5, 8)], none.clone()));
+        bad(append(4, id(3, 7), &[], id(5, 8)));
+        bad(append(4, id(3, u64::MAX), &[], none.clone()));
+        bad(append(4, id(3, u64::MAX), &[id(3, 0)], none.clone()));
+        bad(append(4, id(4, 6), &[], none));
+    }
+
+    #[test]
+    fn a_snapshot_does_not_contradict_what_is_agreed_on() {
+        let snapshot = |term: u64, last: Value| {
+            let members = json!({"log_id": null, "membership": {"configs": [], "nodes": {}}});
+            let meta = json!({"last_log_id": last, "last_membership": members});
+            let state = crate::core::state::State::default();
+            request(json!({"snapshot": {"vote": vote(term), "meta": meta, "state": state}}))
+        };
+        assert!(here().accepts(&snapshot(4, id(4, 9))));
+        assert!(here().accepts(&snapshot(4, id(3, 6))));
+        assert!(!here().accepts(&snapshot(4, id(5, 9))));
+        assert!(!here().accepts(&snapshot(4, id(4, 7))));
+        assert!(!here().accepts(&snapshot(4, id(4, u64::MAX))));
+    }
+
+    #[test]
+    fn answers_fit_to_what_was_asked() {
+        let answer = |value: Value| serde_json::from_value::<Answer>(value).unwrap();
+        let first = append(4, Value::Null, &[], Value::Null);
+        let later = append(4, id(3, 7), &[], Value::Null);
+        let differs = answer(json!({"append": "Conflict"}));
+        assert!(may_answer(&later, &differs) && !may_answer(&first, &differs));
+        let some = answer(json!({"append": {"PartialSuccess": id(4, 99)}}));
+        assert!(!may_answer(&later, &some));
+        let higher = |term: u64| answer(json!({"append": {"HigherVote": vote(term)}}));
+        assert!(may_answer(&later, &higher(5)) && !may_answer(&later, &higher(u64::MAX)));
+        let voted = |term: u64| {
+            answer(
+                json!({"vote": {"vote": vote(term), "vote_granted": false, "last_log_id": null}}),
+            )
+        };
+        assert!(may_answer(&ask(4), &voted(5)) && !may_answer(&ask(4), &voted(u64::MAX)));
+    }
+}
