@@ -51,20 +51,21 @@ pub enum Error {
     Excess,
 }
 
-enum Tls {
+/// Either side of TLS.
+pub(crate) enum Tls {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
 }
 
 /// TLS without I/O: what arrives goes in, what must be sent comes out.
-struct Engine {
+pub(crate) struct Engine {
     tls: Tls,
     /// Arrived, not yet taken by TLS: at most one record that is not whole.
-    incoming: Vec<u8>,
+    pub(crate) incoming: Vec<u8>,
     /// To be sent.
-    outgoing: Vec<u8>,
+    pub(crate) outgoing: Vec<u8>,
     /// Decrypted, not yet taken by us.
-    plain: Vec<u8>,
+    pub(crate) plain: Vec<u8>,
 }
 
 /// Grows `out` by `length` bytes, lets `fill` write there, and keeps what it wrote.
@@ -142,7 +143,7 @@ fn encrypt<D>(
 }
 
 impl Engine {
-    fn new(tls: Tls) -> Self {
+    pub(crate) fn new(tls: Tls) -> Self {
         Self {
             tls,
             incoming: Vec::new(),
@@ -153,7 +154,7 @@ impl Engine {
 
     /// Does all that can be done with what has arrived. After an error `outgoing` may hold an
     /// alert that tells the peer.
-    fn advance(&mut self) -> Result<(), Error> {
+    pub(crate) fn advance(&mut self) -> Result<(), Error> {
         let mut failed = None;
         loop {
             let (discard, result) = match &mut self.tls {
@@ -169,12 +170,13 @@ impl Engine {
                 ),
             };
             self.incoming.drain(..discard.min(self.incoming.len()));
-            match result {
-                Ok(true) => {}
-                Ok(false) => return failed.map_or(Ok(()), Err),
-                // Once more: the alert, if there is one, comes out.
-                Err(e) if failed.is_none() => failed = Some(e),
-                Err(e) => return Err(failed.unwrap_or(e)),
+            match (result, failed.take()) {
+                // That was once more: the alert, if there is one, came out. What arrived is not looked
+                // at a second time.
+                (_, Some(e)) => return Err(e),
+                (Ok(true), None) => {}
+                (Ok(false), None) => return Ok(()),
+                (Err(e), None) => failed = Some(e),
             }
             if self.plain.len() > MAX_PLAIN_BYTES {
                 return Err(Error::Excess);
@@ -182,7 +184,7 @@ impl Engine {
         }
     }
 
-    fn is_handshaking(&self) -> bool {
+    pub(crate) fn is_handshaking(&self) -> bool {
         match &self.tls {
             Tls::Client(c) => c.is_handshaking(),
             Tls::Server(c) => c.is_handshaking(),
@@ -205,7 +207,7 @@ impl Engine {
         }
     }
 
-    fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+    pub(crate) fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
         match &self.tls {
             Tls::Client(c) => c.peer_certificates(),
             Tls::Server(c) => c.peer_certificates(),
@@ -516,5 +518,19 @@ mod tests {
         )
         .await;
         assert!(r.unwrap().is_err());
+    }
+
+    #[test]
+    fn what_is_no_tls_has_one_alert() {
+        let authority = Authority::new();
+        let config = authority.identity(2).server;
+        let tls = UnbufferedServerConnection::new(config).unwrap();
+        let mut engine = Engine::new(Tls::Server(Box::new(tls)));
+        // A record of a type that there is not.
+        engine.incoming.extend_from_slice(&[0x99, 3, 3, 0, 1, 0]);
+        assert!(matches!(engine.advance(), Err(Error::Tls(_))));
+        let alerts = engine.outgoing.chunks(7);
+        let alerts: Vec<u8> = alerts.filter_map(|a| a.first().copied()).collect();
+        assert_eq!(alerts, [0x15]);
     }
 }
