@@ -24,16 +24,20 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a text.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
-            text.truncate(end);
-        }
         Self {
             reason,
             detail: 0,
-            text,
+            text: bounded(text.into()),
         }
     }
+}
+
+/// A text that another node may have chosen, no longer than it may be.
+pub fn bounded(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
+        text.truncate(end);
+    }
+    text
 }
 
 impl std::fmt::Display for Refusal {

@@ -13,7 +13,7 @@ use ssi::uapi::Reason;
 
 use crate::core::facts;
 use crate::core::hlc::Stamp;
-use crate::failure::{Failure, Refusal};
+use crate::failure::{Failure, Refusal, bounded};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
 pub const VERSION: u32 = 4;
@@ -648,9 +648,9 @@ impl From<Failed> for Failure {
                 })
             }
             FailedKind::NoProcess => Failure::NoProcess(m.pid),
-            FailedKind::NoNode => Failure::NoNode(m.text),
+            FailedKind::NoNode => Failure::NoNode(bounded(m.text)),
             FailedKind::NotPermitted => Failure::NotPermitted(m.pid),
-            FailedKind::Unavailable => Failure::Unavailable(m.text),
+            FailedKind::Unavailable => Failure::Unavailable(bounded(m.text)),
         }
     }
 }
@@ -780,6 +780,18 @@ mod tests {
             Failure::Unavailable("n2 does not answer".to_owned()),
         ] {
             assert_eq!(Failure::from(Failed::from(&f)), f);
+        }
+    }
+
+    #[test]
+    fn what_others_say_of_a_failure_is_bounded() {
+        for kind in 0..6 {
+            let failed = Failed {
+                kind,
+                text: "x".repeat(MAX_MESSAGE_BYTES / 2),
+                ..Failed::default()
+            };
+            assert!(Failure::from(failed).to_string().len() < 2048, "{kind}");
         }
     }
 
