@@ -42,6 +42,7 @@ check: ## formats, lints, host tests, licences, symbols
 	@vm/kmod --strict
 	@echo "unum: formats" >&2
 	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@vm/rust rustfmt --check --edition 2021 kmod/src/ssi_main.rs
 	@vm/rust rustfmt --check --edition 2024 daemon/stub/stub.rs
 	@.ci/lint
@@ -62,6 +63,9 @@ test-all: all vm host-test ## all tests there are
 	@$(MAKE) BENCH=1 all
 	@tests/run
 
+fuzz: ## look for bytes from outside that do harm, each target for FUZZ_SECONDS (600)
+	@fuzz/run $(TARGETS)
+
 bench: all vm ## the figures of Documentation/
 	@$(MAKE) BENCH=1 all
 	@tests/bench
@@ -72,10 +76,11 @@ demo: all vm ## a program moves between three nodes while it runs
 # What cargo does not see has a root of its own.
 fmt: ## format everything
 	@$(CARGO) fmt --all
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 	@vm/rust rustfmt --edition 2021 kmod/src/ssi_main.rs
 	@vm/rust rustfmt --edition 2024 daemon/stub/stub.rs
 
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user man vm check host-test test test-all bench demo fmt clean
+.PHONY: help all kmod user man vm check host-test test test-all fuzz bench demo fmt clean

@@ -422,7 +422,7 @@ fn listen(mut events: Events, sender: &mpsc::Sender<Event>) {
 }
 
 /// Understands an event; `None` for one that is not for us.
-fn event(cmd: u8, payload: &[u8]) -> Result<Option<Event>, uapi::Error> {
+pub(crate) fn event(cmd: u8, payload: &[u8]) -> Result<Option<Event>, uapi::Error> {
     let attrs = Attrs::parse(payload)?;
     let class = || Class::from_u32(attrs.u32(Attr::Class)?).ok_or(uapi::Error::Malformed);
     let report =

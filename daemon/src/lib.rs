@@ -18,6 +18,8 @@ pub mod depart;
 pub mod digest;
 pub mod facts;
 pub mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod handover;
 pub mod join;
 pub mod kmod;

@@ -112,7 +112,7 @@ pub struct Family {
 }
 
 /// All netlink messages in one datagram.
-fn messages(mut datagram: &[u8]) -> Result<Vec<NetlinkMessage<Genl>>, Error> {
+pub(crate) fn messages(mut datagram: &[u8]) -> Result<Vec<NetlinkMessage<Genl>>, Error> {
     let mut all = Vec::new();
     while !datagram.is_empty() {
         let length = NetlinkBuffer::new_checked(datagram)

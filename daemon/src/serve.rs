@@ -143,19 +143,26 @@ pub async fn serve(listener: UnixListener, stage: Arc<Stage>) {
         };
         let stage = Arc::clone(&stage);
         tokio::spawn(async move {
-            if let Err(e) = (Connection {
-                stream,
-                stage,
-                user,
-            })
-            .run()
-            .await
-            {
+            if let Err(e) = converse(stream, stage, user).await {
                 tracing::debug!(uid, "connection ended: {:#}", anyhow::Error::from(e));
             }
             drop(counted);
         });
     }
+}
+
+/// Serves one connection until its end.
+pub(crate) async fn converse(
+    stream: UnixStream,
+    stage: Arc<Stage>,
+    user: User,
+) -> Result<(), varlink::Error> {
+    let connection = Connection {
+        stream,
+        stage,
+        user,
+    };
+    connection.run().await
 }
 
 struct Connection {
