@@ -29,6 +29,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::error::{
     ChangeMembershipError, ClientWriteError, InitializeError, LinearizableReadError, RaftError,
 };
+use openraft::raft::AppendEntriesResponse;
 use openraft::{ChangeMembers, Config, EmptyNode, ReadPolicy, ServerState, SnapshotPolicy, alias};
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
@@ -448,11 +449,15 @@ impl Agreement {
         let is_of = |vote: &Vote| vote.leader_id.node_id == raft_id(from);
         let stopped = Answer::Refused(Refusal::Stopped);
         let refused = Answer::Refused;
-        if !Here::of(&raft.metrics().borrow_watched()).accepts(&request) {
+        let here = Here::of(&raft.metrics().borrow_watched());
+        if !here.accepts(&request) {
             return refused(Refusal::Bad);
         }
         match request {
             Request::Append { rpc, has_majority } if is_of(&rpc.vote) && rpc.vote.committed => {
+                if let Some(vote) = here.later(&rpc.vote) {
+                    return Answer::Append(AppendEntriesResponse::HigherVote(vote));
+                }
                 let answer = raft.append_entries(rpc).await;
                 if answer.is_ok() && has_majority {
                     let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,8 +22,8 @@ type Leader = <Types as RaftTypeConfig>::LeaderId;
 /// What is known here.
 #[derive(Clone, Debug)]
 pub(super) struct Here {
-    /// The number of the reign.
-    term: u64,
+    /// The reign.
+    vote: Vote,
     /// The last entry that is in the state.
     applied: Option<LogId>,
 }
@@ -31,14 +31,20 @@ pub(super) struct Here {
 impl Here {
     pub(super) fn of(metrics: &Metrics) -> Self {
         Self {
-            term: metrics.current_term,
+            vote: metrics.vote,
             applied: metrics.last_applied,
         }
     }
 
+    /// The vote given here, if it is for a later reign than that in which entries come. The library
+    /// refuses them as well, but takes what they say is agreed on.
+    pub(super) fn later(&self, vote: &Vote) -> Option<Vote> {
+        (self.vote > *vote).then_some(self.vote)
+    }
+
     /// Whether there may be such a reign.
     fn may_be(&self, vote: &Vote) -> bool {
-        let most = match self.term {
+        let most = match self.vote.leader_id.term {
             0 => MAX_NUMBER,
             term => term.saturating_add(MAX_LEAP),
         };
@@ -47,10 +53,9 @@ impl Here {
 
     /// Whether there may be such an entry under `leader`.
     fn may_hold(&self, leader: &Leader, id: &LogId) -> bool {
-        let contradicts = self
-            .applied
-            .is_some_and(|applied| id.index <= applied.index && *id > applied);
-        id.leader_id <= *leader && id.index <= MAX_NUMBER && !contradicts
+        id.leader_id <= *leader
+            && id.index <= MAX_NUMBER
+            && self.applied.is_none_or(|applied| in_order(&applied, id))
     }
 
     /// Whether a node that keeps to the rules may ask this.
@@ -59,8 +64,12 @@ impl Here {
             Request::Append { rpc, .. } => self.may_be(&rpc.vote) && self.follow(rpc),
             Request::Vote(rpc) | Request::PreVote(rpc) => self.may_be(&rpc.vote),
             Request::Snapshot { vote, meta, .. } => {
-                let id = meta.last_log_id;
-                self.may_be(vote) && id.is_none_or(|id| self.may_hold(&vote.leader_id, &id))
+                let (last, members) = (meta.last_log_id, *meta.last_membership.log_id());
+                let named = [last, members];
+                let mut named = named.iter().flatten();
+                self.may_be(vote)
+                    && members <= last
+                    && named.all(|id| self.may_hold(&vote.leader_id, id))
             }
             Request::Transfer(rpc) => self.may_be(rpc.from_leader()),
             Request::Propose(_) | Request::ReadIndex => true,
@@ -80,14 +89,23 @@ impl Here {
         }
         let named = [rpc.prev_log_id, last, rpc.leader_commit];
         let mut named = named.iter().flatten();
-        named.all(|id| self.may_hold(&rpc.vote.leader_id, id))
+        let fits = |agreed: LogId| {
+            let mut sent = [rpc.prev_log_id, last].into_iter().flatten();
+            sent.all(|id| in_order(&agreed, &id))
+        };
+        named.all(|id| self.may_hold(&rpc.vote.leader_id, id)) && rpc.leader_commit.is_none_or(fits)
     }
+}
+
+/// Whether both may be in one log: later reigns only add to it.
+fn in_order(one: &LogId, other: &LogId) -> bool {
+    one.index.cmp(&other.index) == one.cmp(other)
 }
 
 /// Whether a node that keeps to the rules may answer this to that.
 pub(super) fn may_answer(request: &Request, answer: &Answer) -> bool {
     let knows = |vote: &Vote| Here {
-        term: vote.leader_id.term.max(1),
+        vote: *vote,
         applied: None,
     };
     match (request, answer) {
@@ -115,8 +133,10 @@ mod tests {
     use super::*;
 
     fn here() -> Here {
-        let applied = serde_json::from_value(id(3, 7)).unwrap();
-        Here { term: 3, applied }
+        Here {
+            vote: serde_json::from_value(vote(3)).unwrap(),
+            applied: serde_json::from_value(id(3, 7)).unwrap(),
+        }
     }
 
     fn id(term: u64, index: u64) -> Value {
@@ -150,7 +170,7 @@ mod tests {
         assert!(here().accepts(&ask(4)) && here().accepts(&ask(3 + MAX_LEAP)));
         assert!(!here().accepts(&ask(4 + MAX_LEAP)) && !here().accepts(&ask(u64::MAX)));
         let new = Here {
-            term: 0,
+            vote: serde_json::from_value(vote(0)).unwrap(),
             applied: None,
         };
         assert!(new.accepts(&ask(9 * MAX_LEAP)) && !new.accepts(&ask(u64::MAX)));
@@ -170,7 +190,16 @@ mod tests {
         bad(append(4, id(3, 7), &[], id(5, 8)));
         bad(append(4, id(3, u64::MAX), &[], none.clone()));
         bad(append(4, id(3, u64::MAX), &[id(3, 0)], none.clone()));
+        bad(append(4, id(2, 8), &[], none.clone()));
+        bad(append(4, id(3, 7), &[id(4, 8)], id(3, 9)));
         bad(append(4, id(4, 6), &[], none));
+    }
+
+    #[test]
+    fn an_earlier_reign_is_not_listened_to() {
+        let of = |term: u64| serde_json::from_value::<Vote>(vote(term)).unwrap();
+        assert_eq!(here().later(&of(2)), Some(of(3)));
+        assert_eq!((here().later(&of(3)), here().later(&of(4))), (None, None));
     }
 
     #[test]
