@@ -18,7 +18,7 @@ pub(super) fn raft() -> Vec<Seed> {
     let append_of = |term: u64, prev: Value, entries: Value| {
         json!({"append": {"rpc": {
             "vote": vote(2, term, true), "prev_log_id": prev, "entries": entries,
-            "leader_commit": log_id(term.min(5), 2, 1),
+            "leader_commit": log_id(5, 2, 1),
         }, "has_majority": true}})
     };
     let append = |prev, entries| append_of(5, prev, entries);
@@ -67,6 +67,11 @@ pub(super) fn raft() -> Vec<Seed> {
             b"-#\x002\x01\0\0\x02\x01\x01\x042\x02\x01\x06\0\0\0".to_vec(),
         ),
         ("raft", "old-reign", b"#\0\0\0\0\0\0\x70\x02".to_vec()),
+        (
+            "raft",
+            "endless",
+            said(&[append_of(u64::MAX, Value::Null, json!([]))]),
+        ),
         ("raft", "snapshot", said(&[snapshot])),
         (
             "raft",
