@@ -450,14 +450,16 @@ impl Agreement {
         let stopped = Answer::Refused(Refusal::Stopped);
         let refused = Answer::Refused;
         let here = Here::of(&raft.metrics().borrow_watched());
+        if let Request::Append { rpc, .. } = &request
+            && let Some(vote) = here.later(&rpc.vote)
+        {
+            return Answer::Append(AppendEntriesResponse::HigherVote(vote));
+        }
         if !here.accepts(&request) {
             return refused(Refusal::Bad);
         }
         match request {
             Request::Append { rpc, has_majority } if is_of(&rpc.vote) && rpc.vote.committed => {
-                if let Some(vote) = here.later(&rpc.vote) {
-                    return Answer::Append(AppendEntriesResponse::HigherVote(vote));
-                }
                 let answer = raft.append_entries(rpc).await;
                 if answer.is_ok() && has_majority {
                     let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
