@@ -10,6 +10,7 @@
 pub mod carrier;
 pub mod disk;
 mod guard;
+pub mod lease;
 pub mod log;
 pub mod machine;
 #[cfg(test)]
@@ -40,7 +41,8 @@ use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
 use self::guard::Here;
 use self::log::Log;
 use self::machine::Machine;
-use crate::core::state::{Command, Outcome, State};
+use crate::core::kv;
+use crate::core::state::{Command, Outcome, State, Unique};
 
 /// A command on its way through the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +77,8 @@ type StoredMembership = alias::StoredMembershipOf<Types>;
 const SNAPSHOT_WITHIN_MS: u64 = 30_000;
 /// Pause before the leader is looked for again.
 const AGAIN_MS: u64 = 50;
+/// A change of which nobody knows whether it was made is proposed so often.
+const SETTLE_TRIES: u32 = 3;
 /// Name of the file that is locked while the directory is in use.
 const LOCK: &str = "lock";
 
@@ -242,6 +246,12 @@ struct Inner {
 #[derive(Clone)]
 pub struct Agreement(Arc<Inner>);
 
+impl fmt::Debug for Agreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Agreement({})", self.0.own)
+    }
+}
+
 /// The directory, for us alone.
 fn claim(dir: &Path) -> Result<File, Error> {
     DirBuilder::new()
@@ -367,6 +377,46 @@ impl Agreement {
         }
     }
 
+    /// Makes a change that changes nothing if it is made again: it is proposed again as long as nobody
+    /// knows what became of it.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn settle(&self, command: Command) -> Result<Outcome, Error> {
+        for tries in 0..SETTLE_TRIES {
+            match self.propose(command.clone()).await {
+                Err(Error::Unknown) => {}
+                Err(Error::Unavailable) if tries > 0 => break,
+                known => return known,
+            }
+        }
+        Err(Error::Unknown)
+    }
+
+    /// Makes a change of a value, once; `id` is random.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn write(
+        &self,
+        id: Unique,
+        name: String,
+        expected: Option<u64>,
+        value: Option<Vec<u8>>,
+    ) -> Result<kv::Outcome, Error> {
+        let command = kv::Command {
+            id,
+            after: self.0.state.borrow().kv.revision(),
+            name,
+            expected,
+            value,
+        };
+        match self.settle(Command::Kv(command)).await? {
+            Outcome::Kv(outcome) => Ok(outcome),
+            _ => Err(Error::Unknown),
+        }
+    }
+
     /// Proposes to this node, which must lead.
     async fn propose_here(&self, command: &Command, until: Instant) -> Result<Outcome, Refusal> {
         let status = self.status();
@@ -391,6 +441,10 @@ impl Agreement {
     /// # Errors
     /// When there is no majority to say so.
     pub async fn read(&self) -> Result<Arc<State>, Error> {
+        #[cfg(test)]
+        if tests::READS_ARE_STALE.get() {
+            return Ok(Arc::clone(&self.0.state.borrow()));
+        }
         let until = Instant::now() + self.0.timing.answer();
         let index = loop {
             let leader = match self.index_here(until).await {

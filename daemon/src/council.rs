@@ -7,6 +7,7 @@ mod certify;
 mod envoy;
 mod follow;
 mod lookout;
+mod service;
 mod steward;
 mod warden;
 
@@ -215,6 +216,7 @@ impl Council {
         tasks.spawn(Arc::clone(&council).steward());
         tasks.spawn(Arc::clone(&council).watch_majority());
         tasks.spawn(Arc::clone(&council).watch_own_end());
+        tasks.spawn(agree::lease::keep_time(council.agreement.clone()));
         Ok(council)
     }
 

@@ -24,7 +24,7 @@ use crate::core::state::{Command, Outcome, State};
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
 /// Longest command, as JSON.
-pub const MAX_COMMAND_BYTES: usize = 64 << 10;
+pub const MAX_COMMAND_BYTES: usize = 96 << 10;
 /// Most entries in one message: with the longest commands they still fit.
 pub const MAX_ENTRIES: u64 = 64;
 

@@ -2,14 +2,22 @@
 
 //! Nodes in one process, with wires that are cut and lose answers, on a clock that does not wait.
 
+mod linear;
+
+use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
 use super::carrier::Asked;
 use super::*;
-use crate::core::kv;
+
+thread_local! {
+    /// Plants an error: a node says what it knows, without asking whether there is more.
+    pub(super) static READS_ARE_STALE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// xorshift64, Marsaglia, 2003.
 struct Dice(u64);
@@ -87,10 +95,22 @@ fn set(nodes: &[u16]) -> BTreeSet<NodeId> {
 }
 
 fn put(name: &str, text: &str) -> Command {
-    Command::Kv(kv::Command::Put {
+    Command::Kv(wish(name, None, text))
+}
+
+fn wish(name: &str, expected: Option<u64>, text: &str) -> kv::Command {
+    static WISHES: AtomicU64 = AtomicU64::new(0);
+    kv::Command {
+        id: Unique(WISHES.fetch_add(1, Ordering::Relaxed).into()),
+        after: 0,
         name: name.to_owned(),
-        text: text.to_owned(),
-    })
+        expected,
+        value: Some(text.as_bytes().to_vec()),
+    }
+}
+
+fn text(state: &State, name: &str) -> String {
+    String::from_utf8(state.kv.get(name).unwrap().bytes.to_vec()).unwrap()
 }
 
 impl Cluster {
@@ -165,19 +185,13 @@ async fn one_founds_and_has_it_after_a_restart() {
     ));
     one.found().await.unwrap();
     assert!(matches!(one.found().await, Err(Error::Founded)));
-    assert_eq!(
-        one.propose(put("a", "1")).await.unwrap(),
-        Outcome::Kv(kv::Outcome::Done)
-    );
-    let swap = Command::Kv(kv::Command::Swap {
-        name: "a".to_owned(),
-        from: None,
-        to: "2".to_owned(),
-    });
-    let is = Some("1".to_owned());
-    let differs = Outcome::Kv(kv::Outcome::Differs { is });
+    let done = Outcome::Kv(kv::Outcome::Done { revision: 1 });
+    assert_eq!(one.propose(put("a", "1")).await.unwrap(), done);
+    let swap = Command::Kv(wish("a", Some(0), "2"));
+    let differs = kv::Refusal::Differs { revision: 1 };
+    let differs = Outcome::Kv(kv::Outcome::Refused(differs));
     assert_eq!(one.propose(swap).await.unwrap(), differs);
-    assert_eq!(one.watch().borrow().kv.0["a"], "1");
+    assert_eq!(text(&one.watch().borrow(), "a"), "1");
     assert!(matches!(cluster.try_start(1).await, Err(Error::InUse(_))));
     let long = put("a", &"x".repeat(carrier::MAX_COMMAND_BYTES));
     assert!(matches!(one.propose(long).await, Err(Error::TooLong(_))));
@@ -186,7 +200,7 @@ async fn one_founds_and_has_it_after_a_restart() {
     assert!(matches!(refused, Err(Error::Stopped)));
 
     let one = cluster.start(1).await;
-    assert_eq!(one.read().await.unwrap().kv.0["a"], "1");
+    assert_eq!(text(&one.read().await.unwrap(), "a"), "1");
     assert!(matches!(one.found().await, Err(Error::Founded)));
     let status = one.status();
     assert_eq!((status.role, status.leader), (Role::Leader, Some(n(1))));
@@ -211,14 +225,14 @@ async fn a_learner_catches_up_from_a_snapshot_and_votes() {
     }
     let two = cluster.start(2).await;
     one.set_members(set(&[1]), set(&[2])).await.unwrap();
-    assert_eq!(two.read().await.unwrap().kv.0.len(), 100);
+    assert_eq!(two.read().await.unwrap().kv.list("").count(), 100);
     assert!(cluster.wires.lock().unwrap().snapshots > 0);
     assert_eq!(two.status().role, Role::Learner);
-    two.propose(put("by two", "x")).await.unwrap();
+    two.propose(put("by-two", "x")).await.unwrap();
     for _ in 0..2 {
         one.set_members(set(&[1, 2]), set(&[])).await.unwrap();
     }
-    assert_eq!(two.read().await.unwrap().kv.0.len(), 101);
+    assert_eq!(two.read().await.unwrap().kv.list("").count(), 101);
     let status = two.status();
     assert_eq!((status.role, status.voters), (Role::Follower, set(&[1, 2])));
     let refused = two.set_members(set(&[2]), set(&[])).await;
@@ -237,7 +251,7 @@ async fn others_go_on_without_the_leader() {
     cluster.stop(1).await;
     all[1].propose(put("b", "2")).await.unwrap();
     let state = all[2].read().await.unwrap();
-    assert_eq!((&*state.kv.0["a"], &*state.kv.0["b"]), ("1", "2"));
+    assert_eq!(text(&state, "a") + &text(&state, "b"), "12");
     let one = cluster.start(1).await;
     assert_eq!(one.read().await.unwrap(), state);
 }
@@ -260,7 +274,7 @@ async fn a_minority_refuses_within_bounded_time() {
     all[1].propose(put("b", "1")).await.unwrap();
     cluster.cut(&[]);
     let state = all[0].read().await.unwrap();
-    assert_eq!((&*state.kv.0["a"], &*state.kv.0["b"]), ("1", "1"));
+    assert_eq!(text(&state, "a") + &text(&state, "b"), "11");
 }
 
 #[tokio::test(start_paused = true)]
@@ -298,7 +312,7 @@ async fn all_start_again_from_their_disks() {
         cluster.start(node).await;
     }
     let two = cluster.wires.lock().unwrap().nodes[&n(2)].clone();
-    assert_eq!(two.read().await.unwrap().kv.0.len(), 50);
+    assert_eq!(two.read().await.unwrap().kv.list("").count(), 50);
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,7 +341,7 @@ async fn a_damaged_or_missing_file_is_an_error_that_names_it() {
         fs::write(&path, &whole).unwrap();
     }
     let one = cluster.start(1).await;
-    assert_eq!(one.read().await.unwrap().kv.0.len(), 50);
+    assert_eq!(one.read().await.unwrap().kv.list("").count(), 50);
 }
 
 /// Cuts, lost answers and restarts, after which all must be there that was acknowledged.
@@ -372,7 +386,7 @@ async fn trouble(seed: u64) {
     assert!(!sure.is_empty());
     assert!(states.iter().all(|s| *s == states[0]));
     for name in sure.keys() {
-        assert!(states[0].kv.0.contains_key(name), "{name} of seed {seed}");
+        assert!(states[0].kv.get(name).is_some(), "{name} of seed {seed}");
     }
 }
 

@@ -9,10 +9,13 @@ pub mod facts;
 pub mod hash;
 pub mod health;
 pub mod hlc;
+#[cfg(test)]
+pub mod history;
 pub mod isolation;
 pub mod kv;
 pub mod limit;
 pub mod liveness;
+pub mod lock;
 pub mod migrate;
 pub mod policy;
 pub mod relink;

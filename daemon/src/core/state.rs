@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use ssi::id::{MAX_NODE, NodeId};
@@ -15,6 +16,7 @@ use ssi::id::{MAX_NODE, NodeId};
 use super::facts::Facts;
 use super::hash::Hash;
 use super::kv::Kv;
+use super::lock::{self, Locks};
 
 mod check;
 mod command;
@@ -165,7 +167,9 @@ pub struct State {
     /// Grows by one whenever a node comes or goes, is declared dead or comes back.
     pub epoch: u64,
     /// What services of the cluster keep in it.
-    pub kv: Kv,
+    pub kv: Arc<Kv>,
+    /// Who holds which lock.
+    pub locks: Arc<Locks>,
 }
 
 type Answer = Result<Outcome, Refusal>;
@@ -199,14 +203,17 @@ impl State {
     fn try_apply(&mut self, command: &Command) -> Answer {
         match command {
             Command::Found { .. } => return self.found(command),
-            Command::Kv(command) => return Ok(Outcome::Kv(self.kv.apply(command))),
+            Command::Kv(c) => return Ok(Outcome::Kv(Arc::make_mut(&mut self.kv).apply(c))),
+            Command::Lock(command) => return self.lock(command),
             _ => {}
         }
         if self.cluster.is_none() {
             return Err(Refusal::NotFounded);
         }
         match command {
-            Command::Found { .. } | Command::Kv(_) => Err(Refusal::AlreadyFounded),
+            Command::Found { .. } | Command::Kv(_) | Command::Lock(_) => {
+                Err(Refusal::AlreadyFounded)
+            }
             Command::AddToken { .. } => self.add_token(command),
             Command::DropToken { id } => {
                 let token = self.tokens.get_mut(id).ok_or(Refusal::TokenUnknown)?;
@@ -512,8 +519,20 @@ impl State {
         self.epoch = gone.epoch;
         self.nodes.remove(&node);
         self.gone.insert(node, gone);
+        Arc::make_mut(&mut self.locks).end_of_node(node, since);
         let epoch = self.epoch;
         Ok(Outcome::Gone { node, epoch })
+    }
+
+    /// Locks are for the nodes of the cluster.
+    fn lock(&mut self, command: &lock::Command) -> Answer {
+        if let lock::Command::Open { owner, .. } = command {
+            let member = self.nodes.get(&owner.node);
+            member
+                .filter(|m| m.epoch == owner.since)
+                .ok_or(Refusal::NoSuchNode)?;
+        }
+        Ok(Outcome::Lock(Arc::make_mut(&mut self.locks).apply(command)))
     }
 
     /// Remembers all of `fingerprints`, or none.

@@ -10,7 +10,7 @@ use ssi::id::NodeId;
 use super::spell::{Unique, base64, node};
 use crate::core::facts::{Difference, Facts};
 use crate::core::hash::Hash;
-use crate::core::kv;
+use crate::core::{kv, lock};
 
 /// A machine that is about to become a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +201,8 @@ pub enum Command {
     },
     /// Change what services keep. Answer: [`Outcome::Kv`].
     Kv(kv::Command),
+    /// Something about locks. Answer: [`Outcome::Lock`].
+    Lock(lock::Command),
 }
 
 /// What came of a command.
@@ -235,6 +237,8 @@ pub enum Outcome {
     },
     /// What became of what services keep.
     Kv(kv::Outcome),
+    /// What became of a lock.
+    Lock(lock::Outcome),
     /// Nothing was changed.
     Refused(Refusal),
 }

@@ -107,6 +107,48 @@ pub(crate) mod base64 {
     }
 }
 
+/// As [`base64`], of bytes that are shared.
+pub(crate) mod shared_base64 {
+    use std::sync::Arc;
+
+    use super::{Deserializer, Serializer, base64};
+
+    pub(crate) fn serialize<S: Serializer>(
+        bytes: &Arc<[u8]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        base64::serialize(bytes, serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<[u8]>, D::Error> {
+        base64::deserialize(deserializer).map(Arc::from)
+    }
+}
+
+/// As [`base64`], or null.
+pub(crate) mod optional_base64 {
+    use super::{Deserialize, Deserializer, Serialize, Serializer, base64};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Bytes(#[serde(with = "base64")] Vec<u8>);
+
+    pub(crate) fn serialize<S: Serializer>(
+        bytes: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        bytes.clone().map(Bytes).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
+        Ok(Option::<Bytes>::deserialize(deserializer)?.map(|b| b.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

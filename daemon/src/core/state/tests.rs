@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::lock;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const NOW_MS: u64 = 1_800_000_000_000;
@@ -734,4 +735,31 @@ proptest! {
             prop_assert_eq!(&other, &state);
         }
     }
+}
+
+#[test]
+fn locks_are_for_nodes_and_go_with_them() {
+    let mut state = of_nodes(2);
+    let open = |session, node, since| {
+        Command::Lock(lock::Command::Open {
+            session: Unique(session),
+            owner: lock::Owner {
+                node: id(node),
+                since,
+                uid: 0,
+            },
+            parent: None,
+            ttl_ms: 5000,
+        })
+    };
+    let no_node = Outcome::Refused(Refusal::NoSuchNode);
+    assert_eq!(state.apply(&open(1, 3, 3)), no_node);
+    assert_eq!(state.apply(&open(1, 2, 1)), no_node);
+    let done = Outcome::Lock(lock::Outcome::Done);
+    assert_eq!(state.apply(&open(1, 1, 1)), done);
+    assert_eq!(state.apply(&open(2, 2, 2)), done);
+    state.apply(&remove(2, 2));
+    let sessions: Vec<Unique> = state.locks.sessions().keys().copied().collect();
+    assert_eq!(sessions, [Unique(1)]);
+    assert_eq!(state.apply(&open(3, 2, 2)), no_node);
 }

@@ -266,9 +266,12 @@ fn life_of_a_cluster() -> Vec<Command> {
             fingerprint: Hash::of(b"renewed"),
             generation: 0,
         },
-        Command::Kv(kv::Command::Put {
+        Command::Kv(kv::Command {
+            id: Unique(5),
+            after: 0,
             name: "a".to_owned(),
-            text: "b".to_owned(),
+            expected: None,
+            value: Some(b"b".to_vec()),
         }),
     ]
 }

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Sessions that hold locks, as the node that speaks for them has them; and the clock by which they
+//! end.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Agreement, Role};
+use crate::core::lock::{self, Mode, Owner};
+use crate::core::state::{Command, Outcome, Unique};
+
+/// The clock goes on so often.
+const TICK: Duration = Duration::from_millis(500);
+/// Who waits is asked so often whether he still does.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A lock is not had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing is agreed on.
+    #[error(transparent)]
+    Agree(#[from] super::Error),
+    /// The locks say why.
+    #[error(transparent)]
+    Refused(#[from] lock::Refusal),
+    /// This node is not one.
+    #[error(transparent)]
+    NotMember(#[from] crate::core::state::Refusal),
+    /// It was not granted in time.
+    #[error("the lock was not free in time")]
+    TimedOut,
+    /// Nobody wants it any more.
+    #[error("who waited for the lock is gone")]
+    Gone,
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    agreement: Agreement,
+    id: Unique,
+    ttl: Duration,
+    /// Number of the last request.
+    serial: u64,
+    /// When the renewal was asked for that counts.
+    renewed: Instant,
+}
+
+impl Session {
+    /// Opens the session `id`, a random number, that is good for `ttl` after each renewal.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn open(
+        agreement: &Agreement,
+        id: Unique,
+        owner: Owner,
+        parent: Option<Unique>,
+        ttl: Duration,
+    ) -> Result<Self, Error> {
+        let session = Self {
+            agreement: agreement.clone(),
+            id,
+            ttl,
+            serial: 0,
+            renewed: Instant::now(),
+        };
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        session
+            .ask(lock::Command::Open {
+                session: id,
+                owner,
+                parent,
+                ttl_ms,
+            })
+            .await?;
+        Ok(session)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> Unique {
+        self.id
+    }
+
+    /// How long it is good after each renewal.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// Until then at least the session is good, by a clock that nobody sets.
+    pub fn good_until(&self) -> Instant {
+        self.renewed + self.ttl
+    }
+
+    async fn ask(&self, command: lock::Command) -> Result<lock::Outcome, Error> {
+        match self.agreement.settle(Command::Lock(command)).await? {
+            Outcome::Lock(lock::Outcome::Refused(refusal)) => Err(refusal.into()),
+            Outcome::Lock(outcome) => Ok(outcome),
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            _ => Err(super::Error::Unknown.into()),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.serial = self.serial.saturating_add(1);
+        self.serial
+    }
+
+    /// Has a lock, and waits for it if `wait` says how long. Returns the number of the grant. While
+    /// it waits, the session is renewed for as long as `wanted` says so.
+    ///
+    /// # Errors
+    /// See [`Error`]. The session does not hold the lock then, or has ended, but for
+    /// [`lock::Refusal::AlreadyHeld`]; after [`Error::Agree`] close it.
+    pub async fn acquire(
+        &mut self,
+        name: &str,
+        mode: Mode,
+        wait: Option<Duration>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<u64, Error> {
+        let until = wait.map(|wait| Instant::now() + wait);
+        let acquire = lock::Command::Acquire {
+            session: self.id,
+            serial: self.next(),
+            name: name.to_owned(),
+            mode,
+            wait: wait.is_some(),
+        };
+        match self.ask(acquire).await? {
+            lock::Outcome::Granted { token } => return Ok(token),
+            lock::Outcome::Waiting => {}
+            lock::Outcome::Done | lock::Outcome::Refused(_) => {
+                return Err(super::Error::Unknown.into());
+            }
+        }
+        // From here on what is known on this node is not from before the request.
+        self.agreement.read().await?;
+        let given_up = loop {
+            let left = until.map_or(LOOK, |u| u.saturating_duration_since(Instant::now()));
+            match timeout(left.min(LOOK), self.granted(name)).await {
+                Ok(granted) => return granted,
+                Err(_) if left.is_zero() => break Error::TimedOut,
+                Err(_) if !wanted() => break Error::Gone,
+                Err(_) if self.renewed.elapsed() >= self.ttl / 3 => self.renew().await?,
+                Err(_) => {}
+            }
+        };
+        self.release(name).await?;
+        Err(given_up)
+    }
+
+    /// Waits until the lock is granted. Returns its number.
+    async fn granted(&self, name: &str) -> Result<u64, Error> {
+        let mut state = self.agreement.watch();
+        let waits = |locks: &lock::Locks| {
+            let session = locks.session(self.id);
+            session.is_some_and(|s| s.waits.is_some())
+        };
+        let state = state.wait_for(|s| !waits(&s.locks)).await;
+        let state = state.map_err(|_| super::Error::Stopped)?;
+        let token = state.locks.token(self.id, name);
+        token.ok_or(lock::Refusal::SessionEnded.into())
+    }
+
+    /// Gives up a lock.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn release(&mut self, name: &str) -> Result<(), Error> {
+        let release = lock::Command::Release {
+            session: self.id,
+            serial: self.next(),
+            name: name.to_owned(),
+        };
+        self.ask(release).await.map(drop)
+    }
+
+    /// The session is good for as long again, from when this was called.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn renew(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let session = self.id;
+        self.ask(lock::Command::Renew { session }).await?;
+        self.renewed = now;
+        Ok(())
+    }
+
+    /// Ends the session, and gives up what it holds.
+    ///
+    /// # Errors
+    /// See [`Error`]. It ends by itself then.
+    pub async fn close(self) -> Result<(), Error> {
+        let session = self.id;
+        self.ask(lock::Command::Close { session }).await.map(drop)
+    }
+}
+
+/// Lets the clock of the sessions go on while this node leads and there are any. It counts from when
+/// this node saw the clock turn, which is after it turned: so it never goes faster than the time.
+pub async fn keep_time(agreement: Agreement) {
+    let state = agreement.watch();
+    let now_ms = || {
+        let locks = &state.borrow().locks;
+        (!locks.sessions().is_empty()).then(|| locks.now_ms())
+    };
+    let mut seen = None;
+    loop {
+        sleep(TICK).await;
+        let Some(from_ms) = now_ms() else {
+            seen = None;
+            continue;
+        };
+        let (at_ms, at) = *seen.get_or_insert_with(|| (from_ms, Instant::now()));
+        if at_ms != from_ms {
+            seen = Some((from_ms, Instant::now()));
+            continue;
+        }
+        let status = agreement.status();
+        match status.role {
+            Role::Stopped => return,
+            Role::Leader if status.has_majority => {}
+            _ => continue,
+        }
+        let passed_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let to_ms = from_ms.saturating_add(passed_ms);
+        let tick = Command::Lock(lock::Command::Tick { from_ms, to_ms });
+        match agreement.propose(tick).await {
+            Ok(_) => seen = now_ms().map(|now_ms| (now_ms, Instant::now())),
+            Err(e) => tracing::debug!("the clock of the sessions stands: {e}"),
+        }
+    }
+}

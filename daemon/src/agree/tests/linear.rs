@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What clients see of values and locks, while nodes are stopped, cut off and lose answers, is what
+//! they could see of one machine.
+
+use std::net::SocketAddr;
+
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::agree::lease::{self, Session, keep_time};
+use crate::core::facts::Facts;
+use crate::core::hash::Hash;
+use crate::core::history::{Event, Lock, LockOp, Value, ValueOp, is_linear};
+use crate::core::lock::{Mode, Owner, Refusal};
+use crate::core::state::Candidate;
+
+const NAMES: u64 = 3;
+const CLIENTS: u64 = 4;
+const OPS: u64 = 25;
+const HOLDS: u64 = 12;
+const TTL: Duration = Duration::from_secs(3);
+
+fn owner() -> Owner {
+    Owner {
+        node: n(1),
+        since: 1,
+        uid: 0,
+    }
+}
+
+fn founding() -> Command {
+    Command::Found {
+        name: "here".to_owned(),
+        id: Unique(1),
+        ca: "authority".to_owned(),
+        sealed_key: vec![1],
+        first: Candidate {
+            node: n(1),
+            name: "n1".to_owned(),
+            addr: SocketAddr::from(([10, 0, 0, 1], 7400)),
+            fingerprint: Hash::of(b"n1"),
+            facts: Facts {
+                kernel: "7.3.4".to_owned(),
+                ..Facts::default()
+            },
+            nonce: Unique(1),
+        },
+        now_ms: 0,
+    }
+}
+
+/// Half microseconds since `begun`: what ends and what begins in the same microsecond is at once.
+fn at(begun: Instant) -> u64 {
+    at_time(begun, Instant::now())
+}
+
+fn at_time(begun: Instant, time: Instant) -> u64 {
+    2 * u64::try_from((time - begun).as_micros()).unwrap()
+}
+
+/// What clients did, by name, and a number that nobody had.
+struct Seen<O> {
+    events: BTreeMap<u64, Vec<Event<O>>>,
+    last: u64,
+}
+
+impl<O> Default for Seen<O> {
+    fn default() -> Self {
+        Self {
+            events: BTreeMap::new(),
+            last: 0,
+        }
+    }
+}
+
+struct Client<O> {
+    cluster: Arc<Cluster>,
+    begun: Instant,
+    seen: Arc<Mutex<Seen<O>>>,
+    dice: Dice,
+}
+
+impl<O> Client<O> {
+    /// Some node that runs.
+    fn node(&mut self) -> Agreement {
+        let wires = self.cluster.wires.lock().unwrap();
+        let all: Vec<&Agreement> = wires.nodes.values().collect();
+        let one = usize::try_from(self.dice.below(all.len() as u64)).unwrap();
+        all[one].clone()
+    }
+
+    fn unique(&self) -> u64 {
+        let mut seen = self.seen.lock().unwrap();
+        seen.last += 1;
+        seen.last
+    }
+
+    fn saw(&self, name: u64, call: u64, end: Option<u64>, op: O) {
+        let mut seen = self.seen.lock().unwrap();
+        let events = seen.events.entry(name).or_default();
+        events.push(Event { call, end, op });
+    }
+
+    async fn pause(&mut self, below_ms: u64) {
+        sleep(Duration::from_millis(self.dice.below(below_ms))).await;
+    }
+}
+
+impl Client<ValueOp> {
+    async fn run(mut self) {
+        for _ in 0..OPS {
+            self.pause(2000).await;
+            let (node, name) = (self.node(), self.dice.below(NAMES));
+            if self.dice.below(2) == 0 {
+                self.get(&node, name).await;
+            } else {
+                self.put(&node, name).await;
+            }
+        }
+    }
+
+    async fn get(&self, node: &Agreement, name: u64) -> Option<(u64, u64)> {
+        let call = at(self.begun);
+        // Of a read that failed nothing was seen.
+        let state = node.read().await.ok()?;
+        let value = state.kv.get(&name.to_string());
+        let value = value.map(|v| {
+            let number = <[u8; 8]>::try_from(&*v.bytes).unwrap();
+            (u64::from_le_bytes(number), v.revision)
+        });
+        let end = Some(at(self.begun) + 1);
+        self.saw(name, call, end, ValueOp::Get(value));
+        value
+    }
+
+    async fn put(&mut self, node: &Agreement, name: u64) {
+        let expected = if self.dice.below(2) == 0 {
+            Some(
+                self.get(node, name)
+                    .await
+                    .map_or(0, |(_, revision)| revision),
+            )
+        } else {
+            None
+        };
+        let value = self.unique();
+        let (id, call) = (Unique(value.into()), at(self.begun));
+        let bytes = Some(value.to_le_bytes().to_vec());
+        let written = node.write(id, name.to_string(), expected, bytes).await;
+        let put = |revision| ValueOp::Put {
+            value,
+            expected,
+            revision,
+        };
+        let end = Some(at(self.begun) + 1);
+        match written {
+            Ok(kv::Outcome::Done { revision }) => self.saw(name, call, end, put(Some(revision))),
+            Ok(kv::Outcome::Refused(kv::Refusal::Differs { revision })) => {
+                self.saw(name, call, end, ValueOp::Differs(revision));
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(Error::Unavailable) => {}
+            Err(_) => self.saw(name, call, None, put(None)),
+        }
+    }
+}
+
+impl Client<LockOp> {
+    async fn run(mut self) {
+        for _ in 0..HOLDS {
+            self.pause(1000).await;
+            let (node, name) = (self.node(), self.dice.below(2));
+            let session = Unique(self.unique().into());
+            // Whatever fails, the session ends by its lease.
+            let _ = self.hold(&node, session, name).await;
+        }
+    }
+
+    async fn hold(&mut self, node: &Agreement, id: Unique, name: u64) -> Result<(), lease::Error> {
+        let mut session = Session::open(node, id, owner(), None, TTL).await?;
+        let lock = name.to_string();
+        let wait = Duration::from_millis(self.dice.below(20_000));
+        let call = at(self.begun);
+        let token = session
+            .acquire(&lock, Mode::Write, Some(wait), || true)
+            .await;
+        let token = match token {
+            Err(lease::Error::TimedOut) => return session.close().await,
+            token => token?,
+        };
+        let end = Some(at(self.begun) + 1);
+        self.saw(name, call, end, LockOp::Acquire { token });
+        // Whatever becomes of the renewal, the lock is given up in the end.
+        let renewed = session.renew().await;
+        if renewed.is_ok() {
+            // Sometimes for longer than the lease.
+            self.pause(6000).await;
+        }
+        let lapses = at_time(self.begun, session.good_until());
+        let call = at(self.begun);
+        let ends = LockOp::Release { token };
+        match session.release(&lock).await {
+            Ok(()) => self.saw(name, call, Some(at(self.begun) + 1), ends),
+            Err(lease::Error::Refused(Refusal::SessionEnded)) => {
+                self.saw(name, lapses, None, ends);
+            }
+            Err(_) => self.saw(name, call.min(lapses), None, ends),
+        }
+        session.close().await
+    }
+}
+
+/// Three nodes with clients, while nodes are stopped, started, and cut off. Returns what was seen.
+async fn trouble<O: Send + 'static, F>(seed: u64, run: impl Fn(Client<O>) -> F) -> Seen<O>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (cluster, all) = Cluster::three(seed).await;
+    all[0].propose(founding()).await.unwrap();
+    let cluster = Arc::new(cluster);
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let begun = Instant::now();
+    let mut clients = JoinSet::new();
+    for i in 0..CLIENTS {
+        clients.spawn(run(Client {
+            cluster: Arc::clone(&cluster),
+            begun,
+            seen: Arc::clone(&seen),
+            dice: Dice(seed ^ ((i + 1) << 40)),
+        }));
+    }
+    let mut clocks = JoinSet::new();
+    for node in all {
+        clocks.spawn(keep_time(node));
+    }
+    let mut dice = Dice(seed ^ 0x5555);
+    cluster.wires.lock().unwrap().lost = 5;
+    while !clients.is_empty() {
+        sleep(Duration::from_millis(1000 + dice.below(4000))).await;
+        let node = u16::try_from(dice.below(3)).unwrap() + 1;
+        match dice.below(6) {
+            0 => {
+                cluster.stop(node).await;
+                sleep(Duration::from_millis(dice.below(8000))).await;
+                clocks.spawn(keep_time(cluster.start(node).await));
+            }
+            1 => cluster.cut(&[node]),
+            2 => cluster.wires.lock().unwrap().apart = set(&[node]),
+            _ => {
+                cluster.cut(&[]);
+                cluster.wires.lock().unwrap().apart.clear();
+            }
+        }
+        while clients.try_join_next().is_some_and(|ended| ended.is_ok()) {}
+    }
+    std::mem::take(&mut *seen.lock().unwrap())
+}
+
+fn seeds() -> impl Iterator<Item = u64> {
+    let n = std::env::var("LINEAR_SEEDS").ok();
+    let n = n.and_then(|n| n.parse().ok()).unwrap_or(2);
+    (1..=n).map(|seed: u64| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_are_as_of_one_machine() {
+    for seed in seeds() {
+        let seen = trouble(seed, Client::<ValueOp>::run).await;
+        for (name, events) in &seen.events {
+            let known = events.iter().filter(|e| e.end.is_some()).count();
+            assert!(known > 10, "{known} of seed {seed}");
+            assert!(is_linear::<Value>(events), "{name} of {seed}: {events:#?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_asks_nobody_is_caught() {
+    READS_ARE_STALE.set(true);
+    for seed in seeds() {
+        let seen = trouble(seed, Client::<ValueOp>::run).await;
+        if seen.events.values().any(|e| !is_linear::<Value>(e)) {
+            return;
+        }
+    }
+    panic!("what was read was never old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_as_of_one_machine() {
+    for seed in seeds() {
+        let seen = trouble(seed, Client::<LockOp>::run).await;
+        for (name, events) in &seen.events {
+            let granted = |e: &&Event<LockOp>| matches!(e.op, LockOp::Acquire { .. });
+            assert!(events.iter().filter(granted).count() > 5, "seed {seed}");
+            assert!(is_linear::<Lock>(events), "{name} of {seed}: {events:#?}");
+        }
+    }
+}
