@@ -3,6 +3,8 @@
 //! The Varlink interface of the daemon, `io.unum.Cluster`: what `ssictl` and others may ask.
 
 pub mod govern;
+pub mod lock;
+pub mod value;
 
 use serde::{Deserialize, Serialize};
 

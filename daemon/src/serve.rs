@@ -4,6 +4,8 @@
 
 mod events;
 mod govern;
+mod lock;
+mod value;
 
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
@@ -19,9 +21,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use crate::agree::lease::Session;
 use crate::api::{self, DESCRIPTION, ErrorParameters, INTERFACE, MigrateReply, Migration, Times};
 use crate::cluster::About;
 use crate::core::health::{self, Problem};
+use crate::core::state::State;
 use crate::failure::{Failure, hint};
 use crate::msg::{self, Migrated, Place};
 use crate::net::accepted;
@@ -161,6 +165,7 @@ pub(crate) async fn converse(
         stream,
         stage,
         user,
+        session: None,
     };
     connection.run().await
 }
@@ -169,6 +174,8 @@ struct Connection {
     stream: UnixStream,
     stage: Arc<Stage>,
     user: User,
+    /// Holds its locks.
+    session: Option<Session>,
 }
 
 /// What a call comes to.
@@ -252,6 +259,10 @@ fn advice(code: &str) -> Option<&'static str> {
         "token-unknown" | "token-expired" | "token-used-up" => {
             "`ssictl cluster token create` on a node of the cluster makes another"
         }
+        "held" | "lock-timeout" => "`ssictl lock ls` shows who holds it",
+        "deadlock" => "give up what you hold, and begin again",
+        "value-differs" => "`ssictl kv get` shows its revision",
+        "compacted" => "`ssictl kv ls` shows all values and from where to watch",
         "node-alive" => "`ssictl node leave` on that node, or --force here",
         "processes-away" => "`ssictl ps` lists them; --force ends them",
         "other-cluster" => {
@@ -263,6 +274,12 @@ fn advice(code: &str) -> Option<&'static str> {
 
 impl Connection {
     async fn run(mut self) -> Result<(), varlink::Error> {
+        let ended = self.talk().await;
+        self.end_session().await;
+        ended
+    }
+
+    async fn talk(&mut self) -> Result<(), varlink::Error> {
         let mut frames = Frames::new(MAX_CALL_BYTES);
         let mut chunk = vec![0; 4096];
         loop {
@@ -323,6 +340,14 @@ impl Connection {
             return Ok(outcome);
         }
         let more = call.more == Some(true) && call.oneway != Some(true);
+        if interface == INTERFACE {
+            if let Some(outcome) = self.lock(method, &parameters).await {
+                return Ok(outcome);
+            }
+            if let Some(outcome) = self.value(method, &parameters, more).await? {
+                return Ok(outcome);
+            }
+        }
         Ok(match (interface, method) {
             (INTERFACE, "Migrate") => match serde_json::from_value(parameters) {
                 Ok(p) => self.migrate(p, more).await?,
@@ -405,6 +430,11 @@ impl Connection {
             Ok(Err(f)) => f.into(),
             Err(e) => Failure::Unavailable(e.to_string()).into(),
         })
+    }
+
+    /// What the nodes agree on now.
+    async fn agreed(&self) -> Result<Arc<State>, Failure> {
+        self.stage.cluster()?.council()?.read().await
     }
 
     async fn why(&self, p: api::WhyParameters) -> Outcome {
@@ -496,6 +526,14 @@ fn problem(p: &Problem) -> api::Problem {
         node: node.get().into(),
         text: p.to_string(),
     }
+}
+
+/// Nothing to answer.
+#[derive(Serialize)]
+struct Nothing {}
+
+fn answer(result: Result<impl Serialize, Failure>) -> Outcome {
+    result.map_or_else(Outcome::from, |reply| Outcome::done(&reply))
 }
 
 fn invalid(e: &serde_json::Error) -> Outcome {

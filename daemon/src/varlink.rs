@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Longest message a server takes.
-pub const MAX_CALL_BYTES: usize = 64 * 1024;
+/// Longest message a server takes: the longest value, as base 64.
+pub const MAX_CALL_BYTES: usize = 96 * 1024;
 /// Longest message a client takes: a list of all processes.
 const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// Read at once.
@@ -160,6 +160,15 @@ impl Client {
             stream,
             frames: Frames::new(MAX_REPLY_BYTES),
         })
+    }
+
+    /// No reply may take longer from now on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
+        let timeout = Some(timeout.max(Duration::from_millis(1)));
+        self.stream.set_read_timeout(timeout).map_err(Error::Io)
     }
 
     /// Calls a method; `each` gets every reply but the last, which is returned.

@@ -6,6 +6,8 @@
 //! links go without TLS, because the kernel the tests run on may have none; the control connection
 //! has it.
 
+mod services;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -645,7 +647,7 @@ fn garbage_on_the_socket_and_the_port_ends_only_that_connection() {
         &b"\0"[..],
         b"{}\0",
         b"GET / HTTP/1.1\r\n\r\n\0",
-        &[0xff; 70_000],
+        &[0xff; varlink::MAX_CALL_BYTES + 1],
     ] {
         let mut s = UnixStream::connect(&n1.socket).unwrap();
         let _ = s.write_all(bytes);

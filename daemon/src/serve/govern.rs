@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use ssi::id::{MAX_NODE, NodeId};
 
-use super::{Connection, Outcome, invalid};
+use super::{Connection, Nothing, Outcome, invalid};
 use crate::api::govern::{
     CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters, InvitationReply,
     JoinParameters, JoinReply, LeaveParameters, RemoveParameters, ShowNodeParameters,
@@ -27,10 +27,6 @@ use crate::stage::{Charter, Invitation};
 
 /// The token that `Init` makes is good for so long.
 const FIRST_TOKEN_S: u64 = 24 * 3600;
-
-/// Nothing to answer.
-#[derive(Serialize)]
-struct Nothing {}
 
 impl Connection {
     /// Calls a method, if it is one of these.
@@ -67,7 +63,7 @@ impl Connection {
     }
 
     /// Records what came of something, and answers it.
-    fn done(
+    pub(super) fn done(
         &self,
         action: &'static str,
         subject: String,
@@ -88,7 +84,7 @@ impl Connection {
         }
     }
 
-    fn administrator(&self) -> Result<(), Failure> {
+    pub(super) fn administrator(&self) -> Result<(), Failure> {
         if self.user.is_admin {
             Ok(())
         } else {

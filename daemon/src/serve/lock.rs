@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The methods that are about locks. A connection has one session, which ends with it. Names that begin
+//! with `u`, a user's number and `/` are that user's; all names are the administrators'.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+
+use super::{Connection, Nothing, Outcome, answer, invalid};
+use crate::api::lock::{
+    AcquireParameters, AcquireReply, Lock, LocksReply, Party, ReleaseParameters,
+};
+use crate::core::lock::{self, Mode};
+use crate::core::state::Unique;
+use crate::failure::Failure;
+
+/// What a connection holds is good for so long if it does not say.
+const TTL_MS: u64 = 15_000;
+/// Longest wait for a lock.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+impl Connection {
+    /// Calls a method, if it is one of these.
+    pub(super) async fn lock(&mut self, method: &str, parameters: &Value) -> Option<Outcome> {
+        Some(match method {
+            "Acquire" => match serde_json::from_value(parameters.clone()) {
+                Ok(p) => answer(self.acquire(p).await),
+                Err(e) => invalid(&e),
+            },
+            "Release" => match serde_json::from_value(parameters.clone()) {
+                Ok(p) => answer(self.release(p).await),
+                Err(e) => invalid(&e),
+            },
+            "Renew" => answer(self.renew().await),
+            "Locks" => answer(self.locks().await),
+            _ => return None,
+        })
+    }
+
+    /// Whether a name is one the user may use.
+    fn may_lock(&self, name: &str) -> bool {
+        self.user.is_admin || name.starts_with(&format!("u{}/", self.user.uid))
+    }
+
+    async fn acquire(&mut self, p: AcquireParameters) -> Result<AcquireReply, Failure> {
+        lock::check_name(&p.name)?;
+        if !self.may_lock(&p.name) {
+            let own = format!("u{}/", self.user.uid);
+            let text = format!("your locks have names that begin with {own}");
+            return Err(Failure::declined("not-your-lock", text));
+        }
+        let parent = p.parent.map(|text| text.parse::<Unique>()).transpose();
+        let parent = parent.map_err(|e| Failure::declined("session-unknown", e))?;
+        let cluster = self.stage.cluster()?;
+        let council = cluster.council()?;
+        if self.session.is_none() {
+            let ttl = Duration::from_millis(p.ttl_ms.unwrap_or(TTL_MS));
+            let opened = council.open_session(self.user.uid, parent, ttl).await?;
+            self.session = Some(opened);
+        }
+        let Some(session) = &mut self.session else {
+            return Err(lock::Refusal::SessionEnded.into());
+        };
+        let wait = p.wait_ms.map(|ms| Duration::from_millis(ms).min(MAX_WAIT));
+        let stream = &self.stream;
+        let wanted = || !is_closed(stream);
+        let token = session.acquire(&p.name, p.mode, wait, wanted).await?;
+        Ok(AcquireReply {
+            token,
+            session: session.id().to_string(),
+            ttl_ms: u64::try_from(session.ttl().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    async fn release(&mut self, p: ReleaseParameters) -> Result<Nothing, Failure> {
+        let session = self.session.as_mut().ok_or(lock::Refusal::NotHeld)?;
+        session.release(&p.name).await?;
+        Ok(Nothing {})
+    }
+
+    async fn renew(&mut self) -> Result<Nothing, Failure> {
+        let session = self.session.as_mut().ok_or(lock::Refusal::SessionEnded)?;
+        session.renew().await?;
+        Ok(Nothing {})
+    }
+
+    async fn locks(&self) -> Result<LocksReply, Failure> {
+        let state = self.agreed().await?;
+        let party = |session: Unique, mode: Mode, token: u64| {
+            let owner = state.locks.session(session)?.owner;
+            Some(Party {
+                node: owner.node.get().into(),
+                uid: owner.uid,
+                mode,
+                token,
+            })
+        };
+        let all = state.locks.locks().iter();
+        let visible = all.filter(|(name, _)| self.may_lock(name));
+        let locks = visible.map(|(name, lock)| Lock {
+            name: name.clone(),
+            holders: (lock.holds.iter())
+                .filter_map(|(session, hold)| party(*session, hold.mode, hold.token))
+                .collect(),
+            waiting: (lock.queue.iter())
+                .filter_map(|waiter| party(waiter.session, waiter.mode, 0))
+                .collect(),
+        });
+        Ok(LocksReply {
+            locks: locks.collect(),
+        })
+    }
+
+    /// The connection is over, and so is its session.
+    pub(super) async fn end_session(&mut self) {
+        if let Some(session) = self.session.take()
+            && let Err(e) = session.close().await
+        {
+            tracing::info!("locks of a connection that ended stay until their lease ends: {e}");
+        }
+    }
+}
+
+/// Whether the other side has ended a connection.
+pub(super) fn is_closed(stream: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    // What is said of it unasked.
+    let told = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    told.is_ok()
+        && fd
+            .revents()
+            .is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+}
