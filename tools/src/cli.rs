@@ -2,6 +2,7 @@
 
 //! The grammar of the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +20,11 @@ Exit status:
   3    the daemon, a node or the module is not running, or the cluster is degraded
   4    no such process or node, or not permitted
   5    refused: the process cannot move, or the cluster does not do it; the reason code says why
-  124  not done in time";
+  6    the lock cannot be waited for: a deadlock
+  7    the lock was lost while the command ran
+  124  not done in time
+`lock` ends with the status of the command it ran: 126 or 127 if that could not be run, 128 and the
+signal if one ended it.";
 
 /// Moves running processes between the nodes of a Unum cluster and shows where they are.
 ///
@@ -52,6 +57,11 @@ pub(crate) enum Command {
     Cluster(ClusterCommand),
     /// Show what happened in the cluster lately
     Events(Events),
+    /// Run a command while a lock of the cluster is held
+    Lock(Lock),
+    /// Values that the nodes agree on
+    #[command(subcommand)]
+    Kv(KvCommand),
     /// The record of who was let in and who moved what
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -74,6 +84,11 @@ impl Command {
             Command::Events(a) => a.output,
             Command::Node(command) => command.output(),
             Command::Cluster(command) => command.output(),
+            Command::Lock(a) => match &a.command {
+                Some(LockCommand::Ls(a)) => a.output,
+                None => Output::Text,
+            },
+            Command::Kv(command) => command.output(),
             Command::Audit(AuditCommand::Verify(a)) => a.output,
             Command::Man(_) | Command::Completions(_) => Output::Text,
         };
@@ -315,6 +330,147 @@ pub(crate) enum CaCommand {
     Rotate,
 }
 
+/// `ssictl lock`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Lock {
+    #[command(subcommand)]
+    pub(crate) command: Option<LockCommand>,
+    #[command(flatten)]
+    pub(crate) run: LockRun,
+}
+
+/// `ssictl lock`, other than by itself.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// List the locks that are held, and who waits for them
+    Ls(Show),
+}
+
+/// `ssictl lock NAME -- CMD`.
+#[derive(Args, Debug)]
+pub(crate) struct LockRun {
+    /// Name of the lock; those of users other than administrators begin with u, their number and /
+    #[arg(required = true)]
+    pub(crate) name: Option<String>,
+    /// Hold it together with other readers
+    #[arg(long)]
+    pub(crate) read: bool,
+    /// Wait for it so many seconds, 0 not to wait; a day if not said
+    #[arg(long, value_name = "SECONDS", default_value = "86400", hide_default_value = true, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub(crate) wait: u64,
+    /// It is free so many seconds after this node was last heard of; the command is told to end before
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) ttl: u64,
+    /// The command and its arguments; finds the number of the grant in SSI_LOCK_TOKEN
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) run: Vec<OsString>,
+}
+
+/// `ssictl kv`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KvCommand {
+    /// Write a value to stdout
+    Get(KvGet),
+    /// Set a value
+    Put(KvPut),
+    /// Set a value if it is of a certain revision still
+    Cas(KvCas),
+    /// Delete a value
+    Rm(KvRm),
+    /// List the values whose names begin with PREFIX
+    Ls(KvLs),
+    /// Show changes as they are made, until interrupted
+    Watch(KvWatch),
+}
+
+impl KvCommand {
+    fn output(&self) -> Output {
+        match self {
+            KvCommand::Get(a) => a.output,
+            KvCommand::Put(a) => a.output,
+            KvCommand::Cas(a) => a.output,
+            KvCommand::Rm(a) => a.output,
+            KvCommand::Ls(a) => a.output,
+            KvCommand::Watch(a) => a.output,
+        }
+    }
+}
+
+/// `ssictl kv get`.
+#[derive(Args, Debug)]
+pub(crate) struct KvGet {
+    /// Name of the value
+    pub(crate) name: String,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl kv put`.
+#[derive(Args, Debug)]
+pub(crate) struct KvPut {
+    /// Name of the value
+    pub(crate) name: String,
+    /// The value, or - for what stdin has
+    pub(crate) value: String,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl kv cas`.
+#[derive(Args, Debug)]
+pub(crate) struct KvCas {
+    /// Name of the value
+    pub(crate) name: String,
+    /// The revision it must be of; 0 if there must be none
+    pub(crate) revision: u64,
+    /// The value, or - for what stdin has
+    pub(crate) value: String,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl kv rm`.
+#[derive(Args, Debug)]
+pub(crate) struct KvRm {
+    /// Name of the value
+    pub(crate) name: String,
+    /// Only if it is of this revision
+    #[arg(long)]
+    pub(crate) revision: Option<u64>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl kv ls`.
+#[derive(Args, Debug)]
+pub(crate) struct KvLs {
+    /// What the names begin with
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// `ssictl kv watch`.
+#[derive(Args, Debug)]
+pub(crate) struct KvWatch {
+    /// What the names begin with
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+    /// Begin after this revision; with what is to come if not said
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) after: Option<u64>,
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
 /// A span of time: a number and s, m, h or d.
 fn span(text: &str) -> Result<Duration, &'static str> {
     const WRONG: &str = "a number and s, m, h or d is wanted";
@@ -377,6 +533,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_is_named_or_listed() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Lock(a) = parse("ssictl lock a --read --wait 0 -- cmd -o json") else {
+            panic!("no lock");
+        };
+        assert_eq!(a.run.name.as_deref(), Some("a"));
+        assert_eq!((a.run.read, a.run.wait, a.run.ttl), (true, 0, 15));
+        assert_eq!(a.run.run, ["cmd", "-o", "json"]);
+        assert!(parse("ssictl lock ls -o json").wants_json());
+    }
+
+    #[test]
     fn wrong_usage_is_status_2() {
         for line in [
             "ssictl",
@@ -387,6 +555,11 @@ mod tests {
             "ssictl cluster token create --ttl 3x",
             "ssictl cluster token create --ttl 0h",
             "ssictl node join 10.0.0.1 --token a.b",
+            "ssictl lock a",
+            "ssictl lock a true",
+            "ssictl lock -- true",
+            "ssictl lock a --ttl 0 -- true",
+            "ssictl kv cas a b c",
         ] {
             let e = Arguments::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(e.exit_code(), 2, "{line}");

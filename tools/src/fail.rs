@@ -17,7 +17,11 @@ const FAILED: u8 = 1;
 pub(crate) const NOT_RUNNING: u8 = 3;
 const NOT_FOUND: u8 = 4;
 const REFUSED: u8 = 5;
+const DEADLOCK: u8 = 6;
+const LOST: u8 = 7;
 const TIMEOUT: u8 = 124;
+const NOT_RUNNABLE: u8 = 126;
+const NO_COMMAND: u8 = 127;
 
 /// A command failed.
 #[derive(Debug)]
@@ -54,6 +58,26 @@ impl Fail {
         Self::new(TIMEOUT, "no answer in time", hint)
     }
 
+    /// The lock was lost while a command ran.
+    pub(crate) fn lost(why: &str) -> Self {
+        let hint = "who has it now has a higher SSI_LOCK_TOKEN";
+        Self::new(LOST, format!("the lock is lost: {why}"), hint)
+    }
+
+    /// A command cannot be run.
+    pub(crate) fn unrunnable(command: &str, e: &std::io::Error) -> Self {
+        let status = match e.kind() {
+            std::io::ErrorKind::NotFound => NO_COMMAND,
+            _ => NOT_RUNNABLE,
+        };
+        Self::new(status, format!("cannot run {command}: {e}"), "")
+    }
+
+    /// What to say, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.parameters.message
+    }
+
     /// A call on `socket` failed.
     pub(crate) fn call(socket: &Path, e: varlink::Error) -> Self {
         match e {
@@ -87,10 +111,17 @@ impl Fail {
                 );
             }
         };
-        match serde_json::from_value(parameters) {
-            Ok(parameters) => Self { status, parameters },
-            Err(e) => Self::other(&e),
-        }
+        let parameters: ErrorParameters = match serde_json::from_value(parameters) {
+            Ok(parameters) => parameters,
+            Err(e) => return Self::other(&e),
+        };
+        let status = match parameters.reason.as_deref() {
+            Some("deadlock") => DEADLOCK,
+            Some("lock-timeout") => TIMEOUT,
+            Some("no-value") => NOT_FOUND,
+            _ => status,
+        };
+        Self { status, parameters }
     }
 
     /// Tells the user: words on stderr, and an object on stdout if that is what they want.
@@ -112,7 +143,11 @@ mod tests {
     use super::*;
 
     fn status(name: &str) -> u8 {
-        let parameters = json!({ "message": "m", "reason": "file-kind", "later": 1 });
+        status_of(name, "file-kind")
+    }
+
+    fn status_of(name: &str, reason: &str) -> u8 {
+        let parameters = json!({ "message": "m", "reason": reason, "later": 1 });
         Fail::call(
             Path::new("/s"),
             varlink::Error::Reply {
@@ -129,6 +164,10 @@ mod tests {
         assert_eq!(status("io.unum.Cluster.NotFound"), 4);
         assert_eq!(status("io.unum.Cluster.NotPermitted"), 4);
         assert_eq!(status("io.unum.Cluster.Unavailable"), 3);
+        assert_eq!(status_of("io.unum.Cluster.Refused", "held"), 5);
+        assert_eq!(status_of("io.unum.Cluster.Refused", "deadlock"), 6);
+        assert_eq!(status_of("io.unum.Cluster.Refused", "lock-timeout"), 124);
+        assert_eq!(status_of("io.unum.Cluster.Refused", "no-value"), 4);
         assert_eq!(status("org.varlink.service.MethodNotFound"), 1);
         assert_eq!(
             Fail::call(Path::new("/s"), varlink::Error::Timeout).status,

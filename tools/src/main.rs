@@ -9,6 +9,8 @@ mod cli;
 mod events;
 mod fail;
 mod govern;
+mod kv;
+mod lock;
 mod migrate;
 mod out;
 mod pages;
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Arguments, AuditCommand, ClusterCommand, Command, NodeCommand};
+use cli::{Arguments, AuditCommand, ClusterCommand, Command, LockCommand, NodeCommand};
 use fail::Fail;
 
 fn main() -> ExitCode {
@@ -30,11 +32,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Carries the command out. Its exit status, should it not fail, is 0 but for a check that came out badly.
+/// Carries the command out. Its exit status, should it not fail, is 0 but for a check that came out badly,
+/// and for a command that was run under a lock.
 fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
     let socket = &arguments.socket;
     match arguments.command {
         Command::Cluster(ClusterCommand::Status(a)) => return show::status(socket, a.output),
+        Command::Lock(a) => match a.command {
+            Some(LockCommand::Ls(a)) => lock::list(socket, a.output),
+            None => return lock::run(socket, &a.run),
+        },
+        Command::Kv(command) => kv::run(socket, &command),
         Command::Migrate(a) => migrate::migrate(socket, &a),
         Command::Why(a) => migrate::why(socket, &a),
         Command::Ps(a) => show::ps(socket, a.output),
