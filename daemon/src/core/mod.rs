@@ -8,9 +8,9 @@ pub mod expect;
 pub mod facts;
 pub mod hash;
 pub mod health;
-pub mod hlc;
 #[cfg(test)]
 pub mod history;
+pub mod hlc;
 pub mod isolation;
 pub mod kv;
 pub mod limit;

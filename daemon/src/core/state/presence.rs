@@ -2,6 +2,8 @@
 
 //! Who of the nodes is there: one that seems dead is declared so, and stays a node that can come back.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
@@ -33,16 +35,21 @@ impl Presence {
 }
 
 impl State {
-    /// `node`, present since the epoch `since`, is dead.
+    /// `node`, present since the epoch `since`, is dead, and holds no lock any more.
     pub(super) fn declare_dead(&mut self, node: NodeId, since: u64) -> Answer {
         let epoch = self.epoch.saturating_add(1);
         let member = self.member(node)?;
         if member.presence.since != since {
             return Err(Refusal::OtherPresence);
         }
-        let ended = *member.presence.ended.get_or_insert(epoch);
-        self.epoch = self.epoch.max(ended);
-        Ok(Outcome::Epoch(ended))
+        if let Some(ended) = member.presence.ended {
+            return Ok(Outcome::Epoch(ended));
+        }
+        member.presence.ended = Some(epoch);
+        let joined = member.epoch;
+        self.epoch = epoch;
+        Arc::make_mut(&mut self.locks).end_of_node(node, joined);
+        Ok(Outcome::Epoch(epoch))
     }
 
     /// `node`, which was declared dead in the epoch `ended`, is there again.

@@ -563,6 +563,32 @@ fn the_dead_may_come_back_in_another_epoch() {
     assert_eq!(refused(&mut state, &back(6)), Refusal::NoSuchNode);
 }
 
+#[test]
+fn one_that_is_declared_dead_holds_no_lock() {
+    let mut state = of_nodes(3);
+    let open = |node: u16, since: u64| {
+        Command::Lock(lock::Command::Open {
+            session: Unique(node.into()),
+            owner: lock::Owner {
+                node: id(node),
+                since,
+                uid: 0,
+            },
+            parent: None,
+            ttl_ms: 60_000,
+        })
+    };
+    state.apply(&open(2, 2));
+    state.apply(&open(3, 3));
+    assert_eq!(state.locks.sessions().len(), 2);
+    state.apply(&Command::DeclareDead {
+        node: id(2),
+        since: 2,
+    });
+    assert!(state.locks.session(Unique(2)).is_none());
+    assert!(state.locks.session(Unique(3)).is_some());
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     let node = || (1_u16..8).prop_map(id);
     let now = || (0_u64..10).prop_map(|d| NOW_MS + d * DAY_MS / 4);

@@ -96,7 +96,6 @@ fn messages() -> Vec<Seed> {
         addr: "10.0.0.2:7400".to_owned(),
         nonce: vec![7; 16],
         facts: Some((&facts()).into()),
-        ..Preface::default()
     };
     let admitted = Admitted {
         node: 2,
@@ -273,6 +272,14 @@ fn life_of_a_cluster() -> Vec<Command> {
             expected: None,
             value: Some(b"b".to_vec()),
         }),
+        Command::DeclareDead {
+            node: node(2),
+            since: 2,
+        },
+        Command::ComeBack {
+            node: node(2),
+            ended: 3,
+        },
     ]
 }
 
