@@ -11,6 +11,7 @@ mod service;
 mod steward;
 mod warden;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -18,11 +19,12 @@ use ssi::id::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::agree::{self, Agreement, Status, Timing};
+use crate::agree::{self, Agreement, Status, Timing, carrier};
 use crate::clock::now_ms;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::core::facts::Facts;
+use crate::core::parts::{Part, Parts};
 use crate::core::state::{self, Candidate, Command, Outcome, State, Unique, Why};
 use crate::failure::Failure;
 use crate::msg::govern::{Admit, Agreed, Retire, Rotate};
@@ -73,6 +75,8 @@ pub struct Council {
     cluster: Weak<Cluster>,
     agreement: Agreement,
     lookout: Lookout,
+    /// What arrives in parts, of each node.
+    arriving: Mutex<BTreeMap<NodeId, Parts>>,
     store: Store,
     life: Duration,
     /// After so long without a majority this node is fenced off.
@@ -203,6 +207,7 @@ impl Council {
             cluster: Arc::downgrade(cluster),
             agreement,
             lookout,
+            arriving: Mutex::default(),
             store,
             life: config.certificate_life,
             fence_after: config.peer_dead_after + Duration::from_millis(timing.election_max_ms),
@@ -301,6 +306,16 @@ impl Council {
         self.lookout.take(from, packet);
     }
 
+    /// The message of which `part` is the last, if it is.
+    fn whole(&self, from: NodeId, part: Part) -> Result<Option<Vec<u8>>, Failure> {
+        let mut arriving = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = arriving.entry(from);
+        let parts = parts.or_insert_with(|| Parts::new(carrier::MAX_MESSAGE_BYTES));
+        parts
+            .take(part)
+            .map_err(|e| Failure::declined("misplaced-part", e.to_string()))
+    }
+
     /// Answers what another node asks.
     ///
     /// # Errors
@@ -308,7 +323,10 @@ impl Council {
     pub async fn serve(&self, from: NodeId, request: Request) -> Result<Answer, Failure> {
         match request {
             Request::Agree(agree) => {
-                let message = self.agreement.serve(from, &agree.message).await;
+                let message = match self.whole(from, agree.into())? {
+                    Some(message) => self.agreement.serve(from, &message).await,
+                    None => Vec::new(),
+                };
                 Ok(Answer::Agreed(Agreed { message }))
             }
             Request::Admit(admit) => self.admit_here(admit).await.map(Answer::Admitted),

@@ -3,6 +3,7 @@
 //! Brings the messages of those who agree over the control connections.
 
 use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ssi::id::NodeId;
@@ -10,7 +11,7 @@ use ssi::id::NodeId;
 use crate::agree::carrier::{Asked, Carrier, NoAnswer};
 use crate::cluster::Cluster;
 use crate::core::liveness::State;
-use crate::msg::govern::Agree;
+use crate::core::parts;
 use crate::msg::{Answer, Request};
 
 /// Nobody waits longer for an answer.
@@ -20,11 +21,16 @@ const ANSWER_IN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Envoy {
     cluster: Weak<Cluster>,
+    /// How many were brought.
+    messages: AtomicU64,
 }
 
 impl Envoy {
     pub(super) fn new(cluster: Weak<Cluster>) -> Self {
-        Self { cluster }
+        Self {
+            cluster,
+            messages: AtomicU64::new(0),
+        }
     }
 }
 
@@ -38,13 +44,16 @@ impl Carrier for Envoy {
             if peer.state() == State::Dead {
                 return Err(NoAnswer::NotSent);
             }
-            match peer
-                .ask_once(Request::Agree(Agree { message }), ANSWER_IN)
-                .await
-            {
-                Ok(Answer::Agreed(agreed)) => Ok(agreed.message),
-                _ => Err(NoAnswer::Lost),
+            let id = self.messages.fetch_add(1, Ordering::Relaxed);
+            let mut answer = Err(NoAnswer::NotSent);
+            for part in parts::cut(id, &message) {
+                let part = Request::Agree(part.into());
+                answer = match peer.ask_once(part, ANSWER_IN).await {
+                    Ok(Answer::Agreed(agreed)) => Ok(agreed.message),
+                    _ => return Err(NoAnswer::Lost),
+                };
             }
+            answer
         })
     }
 }

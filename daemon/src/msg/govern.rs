@@ -3,20 +3,52 @@
 //! What is said about who is in the cluster: by its nodes to each other, and by a machine that
 //! wants to become one.
 
+use crate::core::parts::Part;
 use crate::msg::Facts;
 
-/// A message of those who agree, see [`crate::agree::carrier`].
+/// A part of a message of those who agree, see [`crate::agree::carrier`]: a [`Part`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Agree {
-    /// The message.
+    /// What it has of the message.
     #[prost(bytes = "vec", tag = "1")]
-    pub message: Vec<u8>,
+    pub bytes: Vec<u8>,
+    /// The same for all parts of a message.
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    /// Where it begins in the message.
+    #[prost(uint64, tag = "3")]
+    pub at: u64,
+    /// Whether it is the last.
+    #[prost(bool, tag = "4")]
+    pub is_last: bool,
+}
+
+impl From<Part> for Agree {
+    fn from(part: Part) -> Self {
+        Self {
+            bytes: part.bytes,
+            id: part.id,
+            at: part.at,
+            is_last: part.is_last,
+        }
+    }
+}
+
+impl From<Agree> for Part {
+    fn from(agree: Agree) -> Self {
+        Self {
+            id: agree.id,
+            at: agree.at,
+            bytes: agree.bytes,
+            is_last: agree.is_last,
+        }
+    }
 }
 
 /// The answer to it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Agreed {
-    /// The message.
+    /// The message; empty if others of the parts have yet to come.
     #[prost(bytes = "vec", tag = "1")]
     pub message: Vec<u8>,
 }

@@ -139,3 +139,21 @@ fn values_are_set_on_one_node_and_seen_on_the_other() {
     );
     assert!(told[3].value.is_none());
 }
+
+#[test]
+fn one_that_was_away_is_told_more_than_fits_into_a_message() {
+    let pair = Pair::new();
+    let (one, two) = both(&pair);
+    drop(two);
+    let long = "eHh4".repeat(60 * 1024 / 3);
+    for i in 0..24 {
+        let parameters = json!({ "name": format!("k/{i}"), "value": long });
+        let set = one.call::<RevisionReply>("SetValue", parameters);
+        assert_eq!(set.unwrap().revision, i + 1);
+    }
+    let two = pair.start(2);
+    wait_for("the second knows", || {
+        two.council().state().kv.revision() == 24
+    });
+    assert!(serde_json::to_vec(&*two.council().state()).unwrap().len() > msg::MAX_MESSAGE_BYTES);
+}

@@ -164,7 +164,9 @@ fn messages() -> Vec<Seed> {
         reply(Answer::Seen(seen)),
     ];
     let agree = Request::Agree(Agree {
-        message: b"\"read-index\"".to_vec(),
+        bytes: b"\"read-index\"".to_vec(),
+        is_last: true,
+        ..Agree::default()
     });
     vec![
         ("message", "control", framed(&envelopes)),
