@@ -25,6 +25,7 @@ pub mod proc;
 pub mod programs;
 pub mod refusals;
 pub mod rights;
+pub mod service;
 pub mod ssictl;
 pub mod state;
 pub mod suite;
@@ -100,6 +101,7 @@ pub fn all() -> Vec<Test> {
             refusals::tests(),
             module::tests(),
             garbage::tests(),
+            service::tests(),
             failures::tests(),
         ];
         parts.into_iter().flatten()

@@ -7,14 +7,14 @@
 //! it is renewed; when a sixth of it is left and it is not, it is given up for lost, and the command
 //! told to end.
 
-use std::os::fd::AsFd;
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -63,40 +63,51 @@ impl Lease {
 }
 
 /// Signals as something to wait for.
-struct Signals(SignalFd);
+struct Signals(mpsc::Receiver<Signal>);
 
 impl Signals {
-    /// From now on signals that would end this process are told here, as are ends of children. A
-    /// child is started without.
-    fn new() -> nix::Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGCHLD,
+    /// From now on signals that would end this process are told here, as are ends of children. Those
+    /// that are ignored stay so. They are caught and not blocked: a command would be started with
+    /// them blocked.
+    fn new() -> io::Result<Self> {
+        let wanted = [
             Signal::SIGINT,
             Signal::SIGQUIT,
             Signal::SIGTERM,
             Signal::SIGHUP,
-        ] {
-            set.add(signal);
-        }
-        set.thread_block()?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        SignalFd::with_flags(&set, flags).map(Self)
+        ];
+        let ignored = ignored(&fs::read_to_string("/proc/self/status")?);
+        let caught = wanted.into_iter().filter(|s| !has(ignored, *s));
+        let caught = caught.chain([Signal::SIGCHLD]).map(|s| s as i32);
+        let mut signals = signal_hook::iterator::Signals::new(caught)?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            for number in &mut signals {
+                let told = Signal::try_from(number).map(|s| sender.send(s));
+                if !matches!(told, Ok(Ok(()))) {
+                    return;
+                }
+            }
+        });
+        Ok(Self(receiver))
     }
 
     /// The next signal, if there is one by then.
-    fn next(&self, until: Instant) -> nix::Result<Option<Signal>> {
+    fn next(&self, until: Instant) -> Option<Signal> {
         let left = until.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left + Duration::from_millis(1));
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, left.unwrap_or(PollTimeout::MAX)) {
-            Err(nix::Error::EINTR) => return Ok(None),
-            polled => polled?,
-        };
-        let signal = self.0.read_signal()?;
-        let number = signal.and_then(|s| i32::try_from(s.ssi_signo).ok());
-        Ok(number.and_then(|n| Signal::try_from(n).ok()))
+        self.0.recv_timeout(left).ok()
     }
+}
+
+/// The signals that are ignored, a bit each, as `/proc/PID/status` says.
+fn ignored(status: &str) -> u64 {
+    let line = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn has(signals: u64, signal: Signal) -> bool {
+    signals >> (signal as i32 - 1) & 1 != 0
 }
 
 /// Runs a command while the lock is held. Its exit status is the command's.
@@ -119,7 +130,7 @@ pub(crate) fn run(socket: &Path, a: &LockRun) -> Result<ExitCode, Fail> {
     tell(&child, Signal::SIGTERM);
     let until = Instant::now() + END_IN;
     while Instant::now() < until && !has_ended(&mut child) {
-        signals.next(until).map_err(|e| Fail::other(&e))?;
+        signals.next(until);
     }
     Err(Fail::lost(&why))
 }
@@ -168,7 +179,7 @@ fn hold(lease: &mut Lease, signals: &Signals, child: &mut Child) -> Result<ExitS
             return Ok(status);
         }
         let next = lease.renewed + lease.ttl / 3;
-        match signals.next(next).map_err(|e| e.to_string())? {
+        match signals.next(next) {
             // The terminal sends these to the command as well.
             Some(Signal::SIGINT | Signal::SIGQUIT | Signal::SIGCHLD) => {}
             Some(signal) => tell(child, signal),
@@ -229,4 +240,17 @@ pub(crate) fn list(socket: &Path, output: Output) -> Result<(), Fail> {
         lock.waiting.iter().for_each(|p| row(p, "waiting"));
     }
     print(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_known() {
+        let bits = ignored("Name:\tx\nSigIgn:\t0000000000000003\nSigCgt:\t00000000000000ff\n");
+        assert!(has(bits, Signal::SIGHUP) && has(bits, Signal::SIGINT));
+        assert!(!has(bits, Signal::SIGTERM));
+        assert_eq!(ignored("nothing"), 0);
+    }
 }
