@@ -63,6 +63,12 @@ test-all: all vm host-test ## all tests there are
 	@$(MAKE) BENCH=1 all
 	@tests/run
 
+# Without a number of its own each kind has as many seeds as it does in a few hours.
+soak: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SIM_SEEDS (200) of who seems alive
+	@STORM_SEEDS=$(or $(SEEDS),10000) LINEAR_SEEDS=$(or $(LINEAR_SEEDS),500) SIM_SEEDS=$(or $(SIM_SEEDS),200) \
+		CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_TARGET_DIR=target/soak \
+		vm/rust cargo test -p ssid --locked --lib -- --nocapture storm linear swim::sim
+
 fuzz: ## look for bytes from outside that do harm, each target for FUZZ_SECONDS (600)
 	@fuzz/run $(TARGETS)
 
@@ -83,4 +89,4 @@ fmt: ## format everything
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user man vm check host-test test test-all fuzz bench demo fmt clean
+.PHONY: help all kmod user man vm check host-test test test-all soak fuzz bench demo fmt clean

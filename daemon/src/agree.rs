@@ -13,6 +13,7 @@ mod guard;
 pub mod lease;
 pub mod log;
 pub mod machine;
+mod runtime;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
 use self::guard::Here;
 use self::log::Log;
 use self::machine::Machine;
+use self::runtime::Runtime;
 use crate::core::kv;
 use crate::core::state::{Command, Outcome, State, Unique};
 
@@ -62,6 +64,7 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = u64,
         Node = EmptyNode,
+        AsyncRuntime = Runtime,
 );
 
 type Metrics = openraft::RaftMetrics<Types>;
@@ -298,9 +301,8 @@ impl Agreement {
         let config = timing.config().validate();
         let config = Arc::new(config.map_err(|e| Error::Timing(e.to_string()))?);
         let path = dir.to_owned();
-        let (lock, log, machine) = tokio::task::spawn_blocking(move || load(&path, own))
-            .await
-            .map_err(|_| Error::Stopped)??;
+        let loaded = runtime::on_disk(move || load(&path, own)).await;
+        let (lock, log, machine) = loaded.map_err(|_| Error::Stopped)??;
         let state = machine.watch();
         let majority = carrier::Majority::default();
         let links = Links {

@@ -245,6 +245,7 @@ impl RaftNetworkV2<Types> for Link {
             state: snapshot.snapshot,
         };
         let answer = tokio::select! {
+            biased;
             closed = cancel => return Err(closed.into()),
             answer = self.ask(&request, option.soft_ttl()) => answer,
         };

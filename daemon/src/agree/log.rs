@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
 use super::disk::{self, Error};
+use super::runtime;
 use super::{Entry, LogId, Types, Vote};
 
 /// Name of the file.
@@ -227,7 +228,7 @@ impl Log {
         F: FnOnce(&mut Inner) -> Result<(), Error> + Send + 'static,
     {
         let log = self.clone();
-        tokio::task::spawn_blocking(move || log.with(f))
+        runtime::on_disk(move || log.with(f))
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::from)

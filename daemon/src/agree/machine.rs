@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::disk::{self, Error};
+use super::runtime;
 use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, Types};
 use crate::core::state::{Outcome, State};
 
@@ -59,7 +60,7 @@ impl Kept {
             *newest = Some(snapshot);
             Ok(())
         };
-        tokio::task::spawn_blocking(write)
+        runtime::on_disk(write)
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::from)

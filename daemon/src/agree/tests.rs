@@ -3,6 +3,7 @@
 //! Nodes in one process, with wires that are cut and lose answers, on a clock that does not wait.
 
 mod linear;
+mod storm;
 
 use std::cell::Cell;
 use std::fs;
@@ -37,8 +38,16 @@ struct Wires {
     cut: BTreeSet<NodeId>,
     /// Nodes that reach each other and nobody else.
     apart: BTreeSet<NodeId>,
+    /// Wires that bring nothing from the first to the second.
+    stopped: BTreeSet<(NodeId, NodeId)>,
     /// So many answers of a hundred are lost.
     lost: u64,
+    /// So many messages of a hundred come once more, later.
+    twice: u64,
+    /// Nothing takes so long to arrive.
+    late_ms: u64,
+    /// Where the files of a node are, if it lost power once.
+    dirs: BTreeMap<NodeId, PathBuf>,
     snapshots: u64,
     dice: Dice,
 }
@@ -46,14 +55,19 @@ struct Wires {
 #[derive(Clone)]
 struct Wire {
     own: NodeId,
+    /// The files of the one who speaks: one that lost power is not heard any more.
+    dir: PathBuf,
     all: Arc<Mutex<Wires>>,
 }
 
 impl Carrier for Wire {
     fn ask(&self, to: NodeId, request: Vec<u8>) -> Asked<'_> {
         Box::pin(async move {
-            let (node, there, back, lost) = {
+            let (node, dir, there, back, lost, again) = {
                 let mut all = self.all.lock().unwrap();
+                if all.dirs.get(&self.own).is_some_and(|dir| *dir != self.dir) {
+                    return Err(NoAnswer::NotSent);
+                }
                 if all.cut.contains(&self.own) || all.cut.contains(&to) {
                     return Err(NoAnswer::NotSent);
                 }
@@ -64,15 +78,30 @@ impl Carrier for Wire {
                     all.snapshots += 1;
                 }
                 let node = all.nodes.get(&to).cloned().ok_or(NoAnswer::NotSent)?;
-                let (there, back) = (all.dice.below(20), all.dice.below(20));
+                let late_ms = all.late_ms;
+                let (there, back) = (all.dice.below(late_ms), all.dice.below(late_ms));
                 let lost = all.dice.below(100) < all.lost;
-                (node, there, back, lost)
+                let again = all.dice.below(100) < all.twice;
+                if all.stopped.contains(&(self.own, to)) {
+                    return Err(NoAnswer::Lost);
+                }
+                (node, all.dirs.get(&to).cloned(), there, back, lost, again)
             };
             sleep(Duration::from_millis(there)).await;
+            if again {
+                let (node, own, request) = (node.clone(), self.own, request.clone());
+                tokio::spawn(async move {
+                    sleep(Duration::from_millis(3 * back)).await;
+                    node.serve(own, &request).await;
+                });
+            }
             let answer = node.serve(self.own, &request).await;
             sleep(Duration::from_millis(back)).await;
             let all = self.all.lock().unwrap();
-            if lost || all.cut.contains(&self.own) || all.cut.contains(&to) {
+            let stopped = all.stopped.contains(&(to, self.own));
+            // One that lost power meanwhile has said nothing.
+            let gone = all.dirs.get(&to) != dir.as_ref();
+            if lost || stopped || gone || all.cut.contains(&self.own) || all.cut.contains(&to) {
                 return Err(NoAnswer::Lost);
             }
             Ok(answer)
@@ -115,13 +144,20 @@ fn text(state: &State, name: &str) -> String {
 
 impl Cluster {
     fn new(seed: u64) -> Self {
+        // In memory if that can be: nothing here is to outlive the test.
+        let ram = ["/dev/shm".into(), std::env::temp_dir()];
+        let ram = ram.into_iter().find(|dir| dir.is_dir()).unwrap();
         Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir_in(ram).unwrap(),
             wires: Arc::new(Mutex::new(Wires {
                 nodes: BTreeMap::new(),
                 cut: BTreeSet::new(),
                 apart: BTreeSet::new(),
+                stopped: BTreeSet::new(),
                 lost: 0,
+                twice: 0,
+                late_ms: 20,
+                dirs: BTreeMap::new(),
                 snapshots: 0,
                 dice: Dice(seed),
             })),
@@ -133,15 +169,17 @@ impl Cluster {
     }
 
     fn dir_of(&self, node: u16) -> PathBuf {
-        self.dir.path().join(node.to_string())
+        let moved = self.wires.lock().unwrap().dirs.get(&n(node)).cloned();
+        moved.unwrap_or_else(|| self.dir.path().join(node.to_string()))
     }
 
     async fn try_start(&self, node: u16) -> Result<Agreement, Error> {
+        let dir = self.dir_of(node);
         let wire = Wire {
             own: n(node),
+            dir: dir.clone(),
             all: Arc::clone(&self.wires),
         };
-        let dir = self.dir_of(node);
         Agreement::open(&dir, n(node), Arc::new(wire), self.timing).await
     }
 

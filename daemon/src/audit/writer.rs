@@ -141,7 +141,7 @@ impl Writer {
     }
 
     fn begin_file(&mut self) -> Result<(), Error> {
-        let path = name_of(&self.dir, self.head.seq + 1);
+        let path = name_of(&self.dir, self.head.seq.saturating_add(1));
         let file = OpenOptions::new()
             .append(true)
             .create(true)

@@ -34,6 +34,8 @@ pub struct Config {
 
 /// A dead member is seen within this time, by default.
 const SEEN_MS: u64 = 5_000;
+/// Members are asked at least so often: by default, divided by this.
+const SLOWEST: u64 = 2;
 
 impl Default for Config {
     /// A dead member is seen within 5 s.
@@ -55,9 +57,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A dead member is seen within `seen_ms`.
+    /// A dead member is seen within `seen_ms`. Where there is more time than [`SLOWEST`] times the default,
+    /// it is a suspect who has it.
     pub fn within(self, seen_ms: u64) -> Self {
-        let by = |ms: u64| ms.saturating_mul(seen_ms) / SEEN_MS;
+        let asking_ms = seen_ms.min(SEEN_MS * SLOWEST);
+        let by = |ms: u64| ms.saturating_mul(asking_ms) / SEEN_MS;
         Self {
             probe_ms: by(self.probe_ms),
             watch: Times {
@@ -66,8 +70,8 @@ impl Config {
                 hurry_ms: by(self.watch.hurry_ms),
                 silent_ms: by(self.watch.silent_ms),
             },
-            suspect_ms: by(self.suspect_ms),
-            gossip_ms: self.gossip_ms.min(by(self.gossip_ms)),
+            suspect_ms: by(self.suspect_ms) + (seen_ms - asking_ms),
+            gossip_ms: by(self.gossip_ms),
             announce_ms: by(self.announce_ms),
             late_ms: self.late_ms.max(by(self.late_ms)),
         }
@@ -91,6 +95,22 @@ impl Config {
                 frequency: ms(self.gossip_ms.max(1)),
                 num_members: FAN,
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_fits_into_the_time_there_is() {
+        for seen_ms in [3_000, 5_000, 10_000, 60_000, 3_600_000] {
+            let c = Config::default().within(seen_ms);
+            let seen = c.watch.ask_ms + c.watch.silent_ms + c.suspect_ms + 3 * c.gossip_ms;
+            assert!(seen < seen_ms, "{seen} of {seen_ms}");
+            assert!(seen > seen_ms / 2, "{seen} of {seen_ms}");
+            assert!(c.watch.ask_ms <= 1_000 && c.probe_ms <= 2_000 && c.announce_ms <= 2_000);
         }
     }
 }
