@@ -290,6 +290,14 @@ impl Store {
         }
     }
 
+    /// Keeps the key that opens that of the authority.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn save_seal(&self, key: &[u8]) -> Result<(), Error> {
+        self.write(SEAL, key)
+    }
+
     /// Forgets the key that opens that of the authority.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ const UP: Duration = Duration::from_secs(600);
 pub const PROGRAMS: &str = "/tests";
 /// What ssictl exits with when it refuses.
 pub const REFUSED: i32 = 5;
+/// Before a command: it is run as a user who is no administrator.
+pub const AS_USER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
 /// How a cluster is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

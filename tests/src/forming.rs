@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::cluster::{AS_USER, Cluster, N1, N2, N3, Node};
 use crate::host::{Output, eventually};
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs, prove_runs_among, task};
@@ -132,8 +132,8 @@ fn found_and_join(cluster: &Cluster) -> Result<()> {
     must_refuse(&ahead?, "facts-differ")?;
     ok(cluster.ssictl(N1, &["cluster", "token", "rm", id])?)?;
     must_refuse(&join(token, hash)?, "token-used-up")?;
-    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups ssictl cluster token create";
-    let output = cluster.exec(N1, &["bash", "-c", user])?;
+    let user = format!("{AS_USER} ssictl cluster token create");
+    let output = cluster.exec(N1, &["bash", "-c", &user])?;
     ensure!(
         output.status == 4,
         "a user makes tokens: {}",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::cluster::{Cluster, Kind, N1, N2, N3, Node};
+use crate::cluster::{AS_USER, Cluster, Kind, N1, N2, N3, Node};
 use crate::host::eventually;
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
@@ -26,10 +26,9 @@ pub fn tests() -> Vec<Test> {
 
 /// A user moves his own processes and no others.
 fn users(cluster: &Cluster) -> Result<()> {
-    let as_user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     let mut roots = spin(cluster)?;
     let command = |pid: u32, to: Node| {
-        format!("{as_user} ssictl migrate {pid} --to {to} -o json 2>&1; echo status $?")
+        format!("{AS_USER} ssictl migrate {pid} --to {to} -o json 2>&1; echo status $?")
     };
     let answer = cluster.sh(N1, &command(roots.pid(), N2))?;
     ensure!(
@@ -40,7 +39,7 @@ fn users(cluster: &Cluster) -> Result<()> {
     roots.must_pass()?;
 
     let path = cluster.program(Kind::Dynamic, "spin", &cluster.nodes())?;
-    let words: Vec<&str> = as_user.split(' ').chain([path.as_str()]).collect();
+    let words: Vec<&str> = AS_USER.split(' ').chain([path.as_str()]).collect();
     let mut own = Proc::start(cluster, &Start::system(&words))?;
     own.ready()?;
     let answer = cluster.sh(N1, &command(own.pid(), N2))?;
@@ -107,8 +106,7 @@ fn policy(cluster: &Cluster) -> Result<()> {
         away.ready()?;
         migrate(cluster, N2, away.pid(), N3)?;
         let path = cluster.program(Kind::Dynamic, "spin", &cluster.nodes())?;
-        let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-        let words: Vec<&str> = user.split(' ').chain([path.as_str()]).collect();
+        let words: Vec<&str> = AS_USER.split(' ').chain([path.as_str()]).collect();
         let mut users = Proc::start(cluster, &Start::system(&words))?;
         users.ready()?;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::cluster::{AS_USER, Cluster, N1, N2, N3, Node};
 use crate::host::{Output, eventually};
 use crate::suite::Test;
 use crate::tool::spin;
@@ -91,7 +91,7 @@ fn lock(cluster: &Cluster) -> Result<()> {
         0,
     )?;
     // Users have names of their own.
-    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups ssictl lock";
+    let user = format!("{AS_USER} ssictl lock");
     cluster.sh(N1, &format!("{user} u65534/mine -- true"))?;
     let output = cluster.exec(N1, &["bash", "-c", &format!("{user} yours -- true")])?;
     ensure!(output.status == 5, "{}", output.evidence());
@@ -184,8 +184,8 @@ fn events(cluster: &Cluster) -> Result<()> {
         arrival < moved,
         "the arrival was made ready for after the move: {all:?}"
     );
-    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups ssictl events";
-    let output = cluster.exec(N1, &["bash", "-c", user])?;
+    let user = format!("{AS_USER} ssictl events");
+    let output = cluster.exec(N1, &["bash", "-c", &user])?;
     ensure!(output.status == 4, "{}", output.evidence());
     Ok(())
 }

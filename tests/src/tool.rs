@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::cluster::{AS_USER, Cluster, N1, N2, N3, Node};
 use crate::host::eventually;
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
@@ -189,8 +189,7 @@ fn records(cluster: &Cluster, on: Node) -> Result<Vec<Value>> {
 fn audit(cluster: &Cluster) -> Result<()> {
     let mut proc = spin(cluster)?;
     let pid = proc.pid();
-    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-    cluster.sh(N1, &format!("{user} ssictl migrate {pid} --to n2; true"))?;
+    cluster.sh(N1, &format!("{AS_USER} ssictl migrate {pid} --to n2; true"))?;
     hop(&proc, "spin", Doing::Computing, N2)?;
     let stranger =
         "exec 3<>/dev/tcp/10.77.0.1/7400; echo let me in >&3; timeout 20 cat <&3 >/dev/null; true";

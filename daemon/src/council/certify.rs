@@ -3,10 +3,7 @@
 //! Certificates: made by voters, who have what opens the authority's key, for machines that join
 //! and for nodes whose certificate nears its end.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -49,20 +46,7 @@ impl Council {
     /// Keeps the key that opens that of the authority.
     pub(super) fn keep_seal(&self, key: &[u8]) -> Result<(), Error> {
         let seal = Seal::new(key).map_err(|_| Error::Random)?;
-        let path = self.store.seal();
-        let next = path.with_extension("new");
-        let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&next)?;
-            file.write_all(key)?;
-            file.sync_all()?;
-            std::fs::rename(&next, &path)
-        };
-        write().map_err(|source| pki::seal::FileError::File { path, source })?;
+        self.store.save_seal(key)?;
         let mut kept = self.seal.write().unwrap_or_else(PoisonError::into_inner);
         *kept = Some(Arc::new(seal));
         Ok(())

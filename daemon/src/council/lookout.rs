@@ -154,7 +154,6 @@ impl Waiting {
         let Some(cluster) = self.cluster.upgrade() else {
             return;
         };
-        let mut changed = false;
         for output in swim.outputs() {
             match output {
                 Output::Send { to, bytes } => {
@@ -164,16 +163,13 @@ impl Waiting {
                     }
                 }
                 Output::Event { member, seems } => {
-                    changed = true;
                     tracing::debug!(node = member.node, epoch = member.epoch, ?seems, "hint");
                 }
             }
         }
-        if changed || swim.members().count() != self.seems.borrow().len() {
-            let seems = swim
-                .members()
-                .filter_map(|(m, seems)| NodeId::new(m.node).map(|node| (node, (m.epoch, seems))));
-            self.seems.send_replace(seems.collect());
-        }
+        let seems = swim
+            .members()
+            .filter_map(|(m, seems)| NodeId::new(m.node).map(|node| (node, (m.epoch, seems))));
+        self.seems.send_replace(seems.collect());
     }
 }

@@ -50,7 +50,8 @@ impl Council {
     pub(super) async fn watch_own_end(self: Arc<Self>) {
         let mut states = self.agreement.watch();
         loop {
-            let own = states.borrow_and_update().nodes.get(&self.own).cloned();
+            let state = Arc::clone(&states.borrow_and_update());
+            let own = state.nodes.get(&self.own);
             if let Some(ended) = own.and_then(|own| own.presence.ended)
                 && let Err(f) = self.come_back(ended).await
             {

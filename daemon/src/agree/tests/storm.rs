@@ -174,15 +174,15 @@ impl Storm {
         let life = self.lives.entry(node).or_default();
         *life += 1;
         let to = self.cluster.dir.path().join(format!("{node}.{life}"));
+        let from = if self.planted == Planted::Forgets && *life == 1 {
+            self.cluster.dir.path().join(format!("{node}.early"))
+        } else {
+            self.cluster.dir_of(node)
+        };
         let gone = {
             let mut wires = self.cluster.wires.lock().unwrap();
             wires.dirs.insert(n(node), to.clone());
             wires.nodes.remove(&n(node))
-        };
-        let from = match (self.planted, *life) {
-            (Planted::Forgets, 1) => self.cluster.dir.path().join(format!("{node}.early")),
-            (_, 1) => self.cluster.dir.path().join(node.to_string()),
-            (_, life) => self.cluster.dir.path().join(format!("{node}.{}", life - 1)),
         };
         copy(&from, &to, self.dice.below(60));
         // What is left of it is heard by nobody, and writes where nobody reads.
@@ -279,20 +279,16 @@ impl Storm {
             wires.nodes.clone()
         };
         let well = async {
-            let mut tries = 0;
             loop {
                 let asked = nodes.values().next().unwrap();
-                tries += 1;
                 let last = put("last", "last");
                 if asked.propose(last).await.is_ok() {
                     break;
                 }
                 sleep(Duration::from_millis(500)).await;
             }
-            for (node, at) in &nodes {
+            for at in nodes.values() {
                 while at.watch().borrow().kv.get("last").is_none() {
-                    tries += 1;
-                    tracing::trace!(%node, tries, "not yet");
                     sleep(Duration::from_millis(100)).await;
                 }
             }

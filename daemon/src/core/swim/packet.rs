@@ -356,7 +356,7 @@ fn get_word(mut buf: impl Buf) -> Result<Word, Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -368,13 +368,20 @@ mod tests {
         })
     }
 
-    fn word() -> impl Strategy<Value = Word> {
+    /// Anything said of one from `life`.
+    pub(in crate::core::swim) fn word(
+        life: impl Strategy<Value = Life>,
+        incarnation: impl Strategy<Value = u16>,
+    ) -> impl Strategy<Value = Word> {
         let state = prop_oneof![Just(State::Alive), Just(State::Suspect), Just(State::Down)];
-        (life(), any::<u16>(), state).prop_map(|(id, i, state)| Word::new(id, i, state))
+        (life, incarnation, state).prop_map(|(id, i, state)| Word::new(id, i, state))
     }
 
-    fn message() -> impl Strategy<Value = Message<Life>> {
-        (0..10, life(), any::<u8>()).prop_map(|(kind, third, probe_number)| match kind {
+    /// Any message; others it is about are from `life`.
+    pub(in crate::core::swim) fn message(
+        life: impl Strategy<Value = Life>,
+    ) -> impl Strategy<Value = Message<Life>> {
+        (0..10, life, any::<u8>()).prop_map(|(kind, third, probe_number)| match kind {
             0 => Message::Ping(probe_number),
             1 => Message::Ack(probe_number),
             2 => Message::PingReq {
@@ -401,8 +408,8 @@ mod tests {
     }
 
     fn packet() -> impl Strategy<Value = Packet> {
-        let words = prop::collection::vec(word(), 0..=MAX_WORDS - 1);
-        (life(), any::<u16>(), life(), message(), words).prop_map(
+        let words = prop::collection::vec(word(life(), any::<u16>()), 0..=MAX_WORDS - 1);
+        (life(), any::<u16>(), life(), message(life()), words).prop_map(
             |(src, src_incarnation, dst, message, mut words)| {
                 if !carries_words(&message) {
                     words.clear();

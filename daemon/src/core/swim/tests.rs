@@ -213,37 +213,9 @@ fn any_life() -> impl Strategy<Value = Life> {
     })
 }
 
-fn any_message() -> impl Strategy<Value = Message<Life>> {
-    (0..10, any_life(), any::<u8>()).prop_map(|(kind, third, probe_number)| match kind {
-        0 => Message::Ping(probe_number),
-        1 => Message::Ack(probe_number),
-        2 => Message::PingReq {
-            target: third,
-            probe_number,
-        },
-        3 => Message::IndirectPing {
-            origin: third,
-            probe_number,
-        },
-        4 => Message::IndirectAck {
-            target: third,
-            probe_number,
-        },
-        5 => Message::ForwardedAck {
-            origin: third,
-            probe_number,
-        },
-        6 => Message::Announce,
-        7 => Message::Feed,
-        8 => Message::Gossip,
-        _ => Message::TurnUndead,
-    })
-}
-
 fn any_word() -> impl Strategy<Value = Word> {
-    let state = prop_oneof![Just(State::Alive), Just(State::Suspect), Just(State::Down)];
     let incarnation = prop_oneof![0_u16..4, Just(u16::MAX - 1), Just(u16::MAX)];
-    (any_life(), incarnation, state).prop_map(|(id, i, state)| Word::new(id, i, state))
+    packet::tests::word(any_life(), incarnation)
 }
 
 proptest! {
@@ -252,7 +224,7 @@ proptest! {
     #[test]
     fn a_liar_is_borne(
         lies in prop::collection::vec(
-            (0_u64..3_000, any_life(), 0_u16..9, any_message(), prop::collection::vec(any_word(), 0..8)),
+            (0_u64..3_000, any_life(), 0_u16..9, packet::tests::message(any_life()), prop::collection::vec(any_word(), 0..8)),
             1..60,
         )
     ) {
