@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Agreement, Role};
-use crate::core::lock::{self, Mode, Owner};
+use crate::core::lock::{self, Mode, Opening, Owner};
 use crate::core::state::{Command, Outcome, Unique};
 
 /// The clock goes on so often.
@@ -41,7 +41,9 @@ pub enum Error {
 pub struct Session {
     agreement: Agreement,
     id: Unique,
-    ttl: Duration,
+    opening: Opening,
+    /// Whether the state knows it.
+    is_open: bool,
     /// Number of the last request.
     serial: u64,
     /// When the renewal was asked for that counts.
@@ -49,34 +51,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens the session `id`, a random number, that is good for `ttl` after each renewal.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn open(
+    /// The session `id`, a random number, that is good for `ttl` after each renewal. It is opened with its
+    /// first lock.
+    pub fn new(
         agreement: &Agreement,
         id: Unique,
         owner: Owner,
         parent: Option<Unique>,
         ttl: Duration,
-    ) -> Result<Self, Error> {
-        let session = Self {
+    ) -> Self {
+        Self {
             agreement: agreement.clone(),
             id,
-            ttl,
-            serial: 0,
-            renewed: Instant::now(),
-        };
-        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        session
-            .ask(lock::Command::Open {
-                session: id,
+            opening: Opening {
                 owner,
                 parent,
-                ttl_ms,
-            })
-            .await?;
-        Ok(session)
+                ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+            },
+            is_open: false,
+            serial: 0,
+            renewed: Instant::now(),
+        }
     }
 
     /// Its number.
@@ -86,12 +81,12 @@ impl Session {
 
     /// How long it is good after each renewal.
     pub fn ttl(&self) -> Duration {
-        self.ttl
+        Duration::from_millis(self.opening.ttl_ms)
     }
 
     /// Until then at least the session is good, by a clock that nobody sets.
     pub fn good_until(&self) -> Instant {
-        self.renewed + self.ttl
+        self.renewed + self.ttl()
     }
 
     async fn ask(&self, command: lock::Command) -> Result<lock::Outcome, Error> {
@@ -121,15 +116,22 @@ impl Session {
         wait: Option<Duration>,
         wanted: impl Fn() -> bool,
     ) -> Result<u64, Error> {
-        let until = wait.map(|wait| Instant::now() + wait);
+        let asked = Instant::now();
+        let until = wait.map(|wait| asked + wait);
         let acquire = lock::Command::Acquire {
             session: self.id,
+            opening: (!self.is_open).then_some(self.opening),
             serial: self.next(),
             name: name.to_owned(),
             mode,
             wait: wait.is_some(),
         };
-        match self.ask(acquire).await? {
+        let outcome = self.ask(acquire).await?;
+        if !self.is_open {
+            self.is_open = true;
+            self.renewed = asked;
+        }
+        match outcome {
             lock::Outcome::Granted { token } => return Ok(token),
             lock::Outcome::Waiting => {}
             lock::Outcome::Done | lock::Outcome::Refused(_) => {
@@ -144,7 +146,7 @@ impl Session {
                 Ok(granted) => return granted,
                 Err(_) if left.is_zero() => break Error::TimedOut,
                 Err(_) if !wanted() => break Error::Gone,
-                Err(_) if self.renewed.elapsed() >= self.ttl / 3 => self.renew().await?,
+                Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => self.renew().await?,
                 Err(_) => {}
             }
         };

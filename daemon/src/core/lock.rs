@@ -15,7 +15,7 @@
 //! is before them. A request that would close a circle of sessions that wait for each other is
 //! refused. All others in the circle began to wait before it, so it is the youngest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
@@ -30,7 +30,7 @@ mod model;
 mod tests;
 mod wait;
 
-pub use command::{Command, Mode, Outcome, Owner, Refusal};
+pub use command::{Command, Mode, Opening, Outcome, Owner, Refusal};
 
 /// Longest name of a lock.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -44,6 +44,8 @@ pub const MAX_HELD: usize = 64;
 pub const MAX_WAITERS: usize = 128;
 /// Most grants and requests of all locks together.
 pub const MAX_ENTRIES: usize = 4096;
+/// So many sessions that ended are remembered, lest a request that comes late opens one again.
+const MAX_ENDED: usize = 1024;
 /// Shortest time a session is good for.
 pub const MIN_TTL_MS: u64 = 1000;
 /// Longest.
@@ -56,12 +58,9 @@ pub const MAX_TICK_MS: u64 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Session {
-    /// Where and whose it is.
-    pub owner: Owner,
-    /// The session that waits for the end of this one, as that of a command that started another.
-    pub parent: Option<Unique>,
-    /// It is good for so long after it was renewed.
-    pub ttl_ms: u64,
+    /// Where and whose it is, and for how long it is good after it was renewed. Its parent is as the session
+    /// of a command that started another.
+    pub opening: Opening,
     /// When it ends, by the state's clock.
     pub ends_ms: u64,
     /// What it holds.
@@ -120,6 +119,8 @@ pub struct Locks {
     /// Number of the last grant.
     tokens: u64,
     sessions: BTreeMap<Unique, Session>,
+    /// The last sessions that ended, the latest last.
+    ended: VecDeque<Unique>,
     locks: BTreeMap<String, Lock>,
 }
 
@@ -141,16 +142,19 @@ impl Locks {
     /// Does what `command` says.
     pub fn apply(&mut self, command: &Command) -> Outcome {
         let answer = match command {
-            Command::Open {
-                session,
-                owner,
-                parent,
-                ttl_ms,
-            } => self.open(*session, *owner, *parent, *ttl_ms),
             Command::Renew { session } => self.renew(*session),
             Command::Close { session } => {
                 self.end(|id, _| id == *session);
+                self.remember(&[*session].into());
                 Ok(Outcome::Done)
+            }
+            Command::Acquire {
+                session,
+                opening: Some(opening),
+                serial,
+                ..
+            } if self.session(*session).map(|s| s.opening) != Some(*opening) => {
+                self.open_with(*session, *opening, *serial, command)
             }
             Command::Acquire {
                 session, serial, ..
@@ -168,7 +172,10 @@ impl Locks {
 
     /// A node is not one any more: its sessions end.
     pub fn end_of_node(&mut self, node: NodeId, since: u64) {
-        self.end(|_, s| s.owner.node == node && s.owner.since == since);
+        self.end(|_, s| {
+            let owner = s.opening.owner;
+            owner.node == node && owner.since == since
+        });
     }
 
     /// The state's clock.
@@ -197,29 +204,40 @@ impl Locks {
         hold.map(|h| h.token)
     }
 
-    fn open(
+    /// Opens a session for its first request, and keeps it if that is not refused.
+    fn open_with(
         &mut self,
         session: Unique,
-        owner: Owner,
-        parent: Option<Unique>,
-        ttl_ms: u64,
+        opening: Opening,
+        serial: u64,
+        command: &Command,
     ) -> Answer {
-        if let Some(open) = self.sessions.get(&session) {
-            let same = open.owner == owner && open.parent == parent && open.ttl_ms == ttl_ms;
-            return same.then_some(Outcome::Done).ok_or(Refusal::SessionExists);
+        if self.sessions.contains_key(&session) {
+            return Err(Refusal::SessionExists);
         }
+        if self.ended.contains(&session) {
+            return Err(Refusal::SessionEnded);
+        }
+        self.open(session, opening)?;
+        let outcome = self.request(session, serial, command)?;
+        if matches!(outcome, Outcome::Refused(_)) {
+            self.sessions.remove(&session);
+        }
+        Ok(outcome)
+    }
+
+    fn open(&mut self, session: Unique, opening: Opening) -> Result<(), Refusal> {
+        let Opening { owner, ttl_ms, .. } = opening;
         if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
             return Err(Refusal::TtlInvalid);
         }
         let of_user = self.sessions.values();
-        let of_user = of_user.filter(|s| s.owner.uid == owner.uid).count();
+        let of_user = of_user.filter(|s| s.opening.owner.uid == owner.uid).count();
         if self.sessions.len() >= MAX_SESSIONS || of_user >= MAX_SESSIONS_OF_USER {
             return Err(Refusal::TooManySessions);
         }
         let open = Session {
-            owner,
-            parent,
-            ttl_ms,
+            opening,
             ends_ms: self.end_of_lease(ttl_ms),
             held: BTreeSet::new(),
             waits: None,
@@ -227,7 +245,7 @@ impl Locks {
             answer: Outcome::Done,
         };
         self.sessions.insert(session, open);
-        Ok(Outcome::Done)
+        Ok(())
     }
 
     /// When a lease of `ttl_ms` that begins now ends. The clock may be a tick behind.
@@ -237,7 +255,7 @@ impl Locks {
     }
 
     fn renew(&mut self, session: Unique) -> Answer {
-        let ttl_ms = self.open_session(session)?.ttl_ms;
+        let ttl_ms = self.open_session(session)?.opening.ttl_ms;
         self.open_session(session)?.ends_ms = self.end_of_lease(ttl_ms);
         Ok(Outcome::Done)
     }
@@ -363,6 +381,7 @@ impl Locks {
             return;
         }
         self.sessions.retain(|id, _| !ended.contains(id));
+        self.remember(&ended);
         let mut left = Vec::new();
         for (name, lock) in &mut self.locks {
             let before = lock.holds.len() + lock.queue.len();
@@ -375,6 +394,15 @@ impl Locks {
         for name in left {
             self.hand_on(&name);
         }
+    }
+
+    /// No request opens these again.
+    fn remember(&mut self, ended: &BTreeSet<Unique>) {
+        let new = ended.iter().filter(|id| !self.ended.contains(id));
+        let new: Vec<Unique> = new.copied().collect();
+        self.ended.extend(new);
+        let too_many = self.ended.len().saturating_sub(MAX_ENDED);
+        self.ended.drain(..too_many);
     }
 
     /// A tick that was counted already, or counts from another time, changes nothing.

@@ -526,7 +526,11 @@ impl State {
 
     /// Locks are for the nodes of the cluster.
     fn lock(&mut self, command: &lock::Command) -> Answer {
-        if let lock::Command::Open { owner, .. } = command {
+        if let lock::Command::Acquire {
+            opening: Some(lock::Opening { owner, .. }),
+            ..
+        } = command
+        {
             let member = self.nodes.get(&owner.node);
             member
                 .filter(|m| m.epoch == owner.since)

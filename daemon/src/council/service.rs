@@ -33,11 +33,11 @@ impl From<lock::Refusal> for Failure {
 }
 
 impl Council {
-    /// Opens a session for a user, which is good for `ttl` after each renewal.
+    /// A session for a user, which is good for `ttl` after each renewal. It is opened with its first lock.
     ///
     /// # Errors
-    /// Why it is not open.
-    pub async fn open_session(
+    /// There are no random numbers.
+    pub fn session(
         &self,
         uid: u32,
         parent: Option<Unique>,
@@ -49,7 +49,7 @@ impl Council {
             since: self.seat().since,
             uid,
         };
-        Ok(Session::open(&self.agreement, id, owner, parent, ttl).await?)
+        Ok(Session::new(&self.agreement, id, owner, parent, ttl))
     }
 
     /// Sets or deletes a value. Returns the revision.

@@ -58,7 +58,7 @@ impl Connection {
         let council = cluster.council()?;
         if self.session.is_none() {
             let ttl = Duration::from_millis(p.ttl_ms.unwrap_or(TTL_MS));
-            let opened = council.open_session(self.user.uid, parent, ttl).await?;
+            let opened = council.session(self.user.uid, parent, ttl)?;
             self.session = Some(opened);
         }
         let Some(session) = &mut self.session else {
@@ -90,7 +90,7 @@ impl Connection {
     async fn locks(&self) -> Result<LocksReply, Failure> {
         let state = self.agreed().await?;
         let party = |session: Unique, mode: Mode, token: u64| {
-            let owner = state.locks.session(session)?.owner;
+            let owner = state.locks.session(session)?.opening.owner;
             Some(Party {
                 node: owner.node.get().into(),
                 uid: owner.uid,

@@ -178,7 +178,7 @@ impl Client<LockOp> {
     }
 
     async fn hold(&mut self, node: &Agreement, id: Unique, name: u64) -> Result<(), lease::Error> {
-        let mut session = Session::open(node, id, owner(), None, TTL).await?;
+        let mut session = Session::new(node, id, owner(), None, TTL);
         let lock = name.to_string();
         let wait = Duration::from_millis(self.dice.below(20_000));
         let call = at(self.begun);

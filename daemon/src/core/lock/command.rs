@@ -46,22 +46,23 @@ pub struct Owner {
     pub uid: u32,
 }
 
+/// What a session is opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opening {
+    /// Whose it is.
+    pub owner: Owner,
+    /// The session that waits for the end of this one.
+    pub parent: Option<Unique>,
+    /// It is good for so long.
+    pub ttl_ms: u64,
+}
+
 /// Something done to locks. Applied twice it is as if it was applied once, or it is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
-    /// Open a session.
-    Open {
-        /// Random.
-        session: Unique,
-        /// Whose it is.
-        owner: Owner,
-        /// The session that waits for the end of this one.
-        parent: Option<Unique>,
-        /// It is good for so long.
-        ttl_ms: u64,
-    },
-    /// It is good for as long again.
+    /// A session is good for as long again.
     Renew {
         /// Which.
         session: Unique,
@@ -73,8 +74,10 @@ pub enum Command {
     },
     /// Have a lock. Answer: [`Outcome::Granted`] or [`Outcome::Waiting`].
     Acquire {
-        /// For whom.
+        /// For whom: a random number.
         session: Unique,
+        /// Open the session, unless that is done or it has ended. If the lock is refused it is not open.
+        opening: Option<Opening>,
         /// Number of the request: higher than that of the one before.
         serial: u64,
         /// Name of the lock.

@@ -3,6 +3,8 @@
 //! The locks against a model that is too simple to be wrong: of each lock a list of requests in
 //! their order, of which those are granted that no request before them excludes.
 
+use std::collections::btree_map::Entry;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -129,11 +131,15 @@ impl Model {
     }
 }
 
-fn owner() -> Owner {
-    Owner {
-        node: NodeId::new(1).unwrap(),
-        since: 1,
-        uid: 0,
+fn opening() -> Opening {
+    Opening {
+        owner: Owner {
+            node: NodeId::new(1).unwrap(),
+            since: 1,
+            uid: 0,
+        },
+        parent: None,
+        ttl_ms: TTL_MS,
     }
 }
 
@@ -144,14 +150,11 @@ fn make(locks: &mut Locks, model: &mut Model, step: &Step, serial: u64) -> (Outc
     let end_ms = model.now_ms + MAX_TICK_MS + TTL_MS;
     let (command, expected) = match *step {
         Step::Open(session) => {
-            model.open.entry(session).or_insert(end_ms);
-            let open = Command::Open {
-                session: Unique(session),
-                owner: owner(),
-                parent: None,
-                ttl_ms: TTL_MS,
-            };
-            (open, Outcome::Done)
+            if let Entry::Vacant(new) = model.open.entry(session) {
+                new.insert(end_ms);
+                locks.open(Unique(session), opening()).unwrap();
+            }
+            return (Outcome::Done, Outcome::Done);
         }
         Step::Close(session) => {
             model.drop_session(session);
@@ -162,6 +165,7 @@ fn make(locks: &mut Locks, model: &mut Model, step: &Step, serial: u64) -> (Outc
             let expected = model.acquire(session, name, mode, wait);
             let acquire = Command::Acquire {
                 session: Unique(session),
+                opening: None,
                 serial,
                 name: NAMES[name].to_owned(),
                 mode,

@@ -19,10 +19,9 @@ fn owner(node: u16) -> Owner {
     }
 }
 
-fn open(session: u128, parent: Option<u128>) -> Command {
-    Command::Open {
-        session: Unique(session),
-        owner: owner(1),
+fn opening(owner: Owner, parent: Option<u128>) -> Opening {
+    Opening {
+        owner,
         parent: parent.map(Unique),
         ttl_ms: TTL_MS,
     }
@@ -41,9 +40,26 @@ impl Bench {
     fn new(n: u128) -> Self {
         let mut bench = Self::default();
         for session in 1..=n {
-            assert_eq!(bench.locks.apply(&open(session, None)), Outcome::Done);
+            bench.open(session, owner(1)).unwrap();
         }
         bench
+    }
+
+    fn open(&mut self, session: u128, owner: Owner) -> Result<(), Refusal> {
+        self.locks.open(Unique(session), opening(owner, None))
+    }
+
+    /// The first request of a session.
+    fn open_with(&mut self, session: u128, opening: Opening, name: &str, wait: bool) -> Outcome {
+        let serial = self.serial(session);
+        self.locks.apply(&Command::Acquire {
+            session: Unique(session),
+            opening: Some(opening),
+            serial,
+            name: name.to_owned(),
+            mode: Mode::Write,
+            wait,
+        })
     }
 
     fn serial(&mut self, session: u128) -> u64 {
@@ -56,6 +72,7 @@ impl Bench {
         let serial = self.serial(session);
         self.locks.apply(&Command::Acquire {
             session: Unique(session),
+            opening: None,
             serial,
             name: name.to_owned(),
             mode,
@@ -250,12 +267,7 @@ fn a_node_that_is_gone_holds_nothing() {
     for (session, node, since) in [(7, 2, 1), (8, 2, 9)] {
         let mut owner = owner(node);
         owner.since = since;
-        b.locks.apply(&Command::Open {
-            session: Unique(session),
-            owner,
-            parent: None,
-            ttl_ms: TTL_MS,
-        });
+        b.open(session, owner).unwrap();
     }
     b.write(7, "a");
     b.write(1, "a");
@@ -295,8 +307,10 @@ fn a_circle_may_go_through_the_queue() {
 #[test]
 fn a_child_that_wants_what_its_parent_holds_is_refused() {
     let mut b = Bench::new(2);
-    assert_eq!(b.locks.apply(&open(11, Some(1))), Outcome::Done);
-    assert_eq!(b.locks.apply(&open(12, Some(2))), Outcome::Done);
+    for (child, parent) in [(11, 1), (12, 2)] {
+        let opening = opening(owner(1), Some(parent));
+        b.locks.open(Unique(child), opening).unwrap();
+    }
     b.write(1, "a");
     b.write(2, "b");
     assert_eq!(b.write(11, "a"), refused(Refusal::Deadlock));
@@ -310,6 +324,7 @@ fn a_request_whose_answer_was_lost_is_made_again_and_done_once() {
     let mut b = Bench::new(2);
     let acquire = |session, serial| Command::Acquire {
         session: Unique(session),
+        opening: None,
         serial,
         name: "a".to_owned(),
         mode: Mode::Write,
@@ -327,9 +342,44 @@ fn a_request_whose_answer_was_lost_is_made_again_and_done_once() {
     assert_eq!(b.locks.apply(&release), Outcome::Done);
     assert_eq!(b.locks.apply(&acquire(1, 1)), refused(Refusal::Stale));
     assert_eq!(b.locks.apply(&acquire(2, 1)), granted(2));
-    assert_eq!(b.locks.apply(&open(1, None)), Outcome::Done);
-    let other = refused(Refusal::SessionExists);
-    assert_eq!(b.locks.apply(&open(1, Some(2))), other);
+}
+
+#[test]
+fn a_session_is_opened_with_its_first_lock() {
+    let mut b = Bench::default();
+    let first = opening(owner(1), None);
+    let acquire = |session, opening| Command::Acquire {
+        session: Unique(session),
+        opening: Some(opening),
+        serial: 1,
+        name: "a".to_owned(),
+        mode: Mode::Write,
+        wait: false,
+    };
+    for _ in 0..2 {
+        assert_eq!(b.locks.apply(&acquire(1, first)), granted(1));
+    }
+    let other = acquire(1, opening(owner(2), None));
+    assert_eq!(b.locks.apply(&other), refused(Refusal::SessionExists));
+    // One that is refused is not open.
+    assert_eq!(b.open_with(2, first, "a", false), refused(Refusal::Held));
+    assert_eq!(b.locks.sessions().len(), 1);
+    assert_eq!(b.open_with(2, first, "a", true), Outcome::Waiting);
+    // One that is over is not opened by a request that comes late, nor is one that was closed before
+    // it came.
+    b.close(1);
+    assert_eq!(b.token(2, "a"), Some(2));
+    b.close(2);
+    b.close(3);
+    for late in 1..=3 {
+        let late = acquire(late, first);
+        assert_eq!(b.locks.apply(&late), refused(Refusal::SessionEnded));
+    }
+    assert!(b.locks.sessions().is_empty() && b.locks.locks().is_empty());
+    for session in 0..2 * MAX_ENDED as u128 {
+        b.close(session);
+    }
+    assert_eq!(b.locks.ended.len(), MAX_ENDED);
 }
 
 #[test]
@@ -339,6 +389,7 @@ fn a_later_refusal_is_not_taken_for_a_grant() {
     b.write(2, "a");
     let again = Command::Acquire {
         session: Unique(2),
+        opening: None,
         serial: 2,
         name: "b".to_owned(),
         mode: Mode::Write,
@@ -353,22 +404,15 @@ fn a_later_refusal_is_not_taken_for_a_grant() {
 #[test]
 fn all_is_bounded() {
     let mut b = Bench::default();
-    let mut ttl = open(1, None);
-    if let Command::Open { ttl_ms, .. } = &mut ttl {
-        *ttl_ms = MIN_TTL_MS - 1;
-    }
-    assert_eq!(b.locks.apply(&ttl), refused(Refusal::TtlInvalid));
+    let mut short = opening(owner(1), None);
+    short.ttl_ms = MIN_TTL_MS - 1;
+    let invalid = refused(Refusal::TtlInvalid);
+    assert_eq!(b.open_with(1, short, "a", true), invalid);
     for (i, uid) in (0..MAX_SESSIONS).zip((0..4).cycle()) {
-        let open = Command::Open {
-            session: Unique(i as u128),
-            owner: Owner { uid, ..owner(1) },
-            parent: None,
-            ttl_ms: TTL_MS,
-        };
-        assert_eq!(b.locks.apply(&open), Outcome::Done);
+        b.open(i as u128, Owner { uid, ..owner(1) }).unwrap();
     }
-    let one_more = b.locks.apply(&open(9999, None));
-    assert_eq!(one_more, refused(Refusal::TooManySessions));
+    let crowd = Err(Refusal::TooManySessions);
+    assert_eq!(b.open(9999, owner(1)), crowd);
     for name in ["", "a b", "a\"", "é", "a\n", &"x".repeat(257)] {
         assert_eq!(b.write(1, name), refused(Refusal::NameInvalid), "{name}");
     }
@@ -396,15 +440,9 @@ fn all_is_bounded() {
 #[test]
 fn one_user_leaves_sessions_to_others() {
     let mut b = Bench::new(MAX_SESSIONS_OF_USER as u128);
-    let full = refused(Refusal::TooManySessions);
-    assert_eq!(b.locks.apply(&open(9999, None)), full);
-    let other = Command::Open {
-        session: Unique(9999),
-        owner: Owner { uid: 1, ..owner(1) },
-        parent: None,
-        ttl_ms: TTL_MS,
-    };
-    assert_eq!(b.locks.apply(&other), Outcome::Done);
+    let full = Err(Refusal::TooManySessions);
+    assert_eq!(b.open(9999, owner(1)), full);
+    assert_eq!(b.open(9999, Owner { uid: 1, ..owner(1) }), Ok(()));
 }
 
 /// Ten thousand times somebody reads a number and writes one more, under a lock that he may have lost
@@ -459,7 +497,7 @@ fn no_update_is_lost_where_the_store_looks_at_the_token() {
                 read.remove(&one);
                 if b.release(one, "counter") == refused(Refusal::SessionEnded) {
                     next += 1;
-                    b.locks.apply(&open(next, None));
+                    b.open(next, owner(1)).unwrap();
                     alive[at] = next;
                 }
             }

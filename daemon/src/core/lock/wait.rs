@@ -16,7 +16,7 @@ impl Locks {
     pub(super) fn would_deadlock(&self, session: Unique, name: &str, mode: Mode) -> bool {
         let mut children: BTreeMap<Unique, Vec<Unique>> = BTreeMap::new();
         for (id, child) in &self.sessions {
-            if let Some(parent) = child.parent {
+            if let Some(parent) = child.opening.parent {
                 children.entry(parent).or_default().push(*id);
             }
         }

@@ -563,12 +563,11 @@ fn the_dead_may_come_back_in_another_epoch() {
     assert_eq!(refused(&mut state, &back(6)), Refusal::NoSuchNode);
 }
 
-#[test]
-fn one_that_is_declared_dead_holds_no_lock() {
-    let mut state = of_nodes(3);
-    let open = |node: u16, since: u64| {
-        Command::Lock(lock::Command::Open {
-            session: Unique(node.into()),
+/// A session of a node takes a lock of its own.
+fn lock_of(session: u128, node: u16, since: u64) -> Command {
+    Command::Lock(lock::Command::Acquire {
+        session: Unique(session),
+        opening: Some(lock::Opening {
             owner: lock::Owner {
                 node: id(node),
                 since,
@@ -576,10 +575,19 @@ fn one_that_is_declared_dead_holds_no_lock() {
             },
             parent: None,
             ttl_ms: 60_000,
-        })
-    };
-    state.apply(&open(2, 2));
-    state.apply(&open(3, 3));
+        }),
+        serial: 1,
+        name: format!("of-{session}"),
+        mode: lock::Mode::Write,
+        wait: false,
+    })
+}
+
+#[test]
+fn one_that_is_declared_dead_holds_no_lock() {
+    let mut state = of_nodes(3);
+    state.apply(&lock_of(2, 2, 2));
+    state.apply(&lock_of(3, 3, 3));
     assert_eq!(state.locks.sessions().len(), 2);
     state.apply(&Command::DeclareDead {
         node: id(2),
@@ -766,26 +774,16 @@ proptest! {
 #[test]
 fn locks_are_for_nodes_and_go_with_them() {
     let mut state = of_nodes(2);
-    let open = |session, node, since| {
-        Command::Lock(lock::Command::Open {
-            session: Unique(session),
-            owner: lock::Owner {
-                node: id(node),
-                since,
-                uid: 0,
-            },
-            parent: None,
-            ttl_ms: 5000,
-        })
-    };
     let no_node = Outcome::Refused(Refusal::NoSuchNode);
-    assert_eq!(state.apply(&open(1, 3, 3)), no_node);
-    assert_eq!(state.apply(&open(1, 2, 1)), no_node);
-    let done = Outcome::Lock(lock::Outcome::Done);
-    assert_eq!(state.apply(&open(1, 1, 1)), done);
-    assert_eq!(state.apply(&open(2, 2, 2)), done);
+    assert_eq!(state.apply(&lock_of(1, 3, 3)), no_node);
+    assert_eq!(state.apply(&lock_of(1, 2, 1)), no_node);
+    for (session, token) in [(1, 1), (2, 2)] {
+        let granted = Outcome::Lock(lock::Outcome::Granted { token });
+        let node = u16::try_from(session).unwrap();
+        assert_eq!(state.apply(&lock_of(session, node, token)), granted);
+    }
     state.apply(&remove(2, 2));
     let sessions: Vec<Unique> = state.locks.sessions().keys().copied().collect();
     assert_eq!(sessions, [Unique(1)]);
-    assert_eq!(state.apply(&open(3, 2, 2)), no_node);
+    assert_eq!(state.apply(&lock_of(3, 2, 2)), no_node);
 }
