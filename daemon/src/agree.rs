@@ -10,6 +10,7 @@
 pub mod carrier;
 pub mod disk;
 mod guard;
+pub mod keeper;
 pub mod lease;
 pub mod log;
 pub mod machine;

@@ -18,7 +18,9 @@ use std::time::Duration;
 use ssi::id::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use crate::agree::keeper::Keeper;
 use crate::agree::{self, Agreement, Status, Timing, carrier};
 use crate::clock::now_ms;
 use crate::cluster::Cluster;
@@ -37,6 +39,8 @@ use lookout::Lookout;
 
 /// Longest wait for another node that does something for us.
 const ASK_IN: Duration = Duration::from_secs(20);
+/// Longest wait for locks to be given up when the daemon ends.
+const GIVE_UP_IN: Duration = Duration::from_secs(1);
 /// What the key of the authority is sealed for.
 const SEALED_FOR: &str = "authority";
 
@@ -74,6 +78,7 @@ pub struct Council {
     own: NodeId,
     cluster: Weak<Cluster>,
     agreement: Agreement,
+    keeper: Arc<Keeper>,
     lookout: Lookout,
     /// What arrives in parts, of each node.
     arriving: Mutex<BTreeMap<NodeId, Parts>>,
@@ -195,6 +200,7 @@ impl Council {
     ) -> Result<Arc<Self>, Error> {
         let envoy = Arc::new(Envoy::new(Arc::downgrade(cluster)));
         let agreement = Agreement::open(&store.agreed(), seat.node, envoy, timing).await?;
+        let keeper = Arc::new(Keeper::new(&agreement, unique).ok_or(Error::Random)?);
         let seal = if store.seal().exists() {
             Some(Arc::new(Seal::load(&store.seal())?))
         } else {
@@ -206,6 +212,7 @@ impl Council {
             own: seat.node,
             cluster: Arc::downgrade(cluster),
             agreement,
+            keeper,
             lookout,
             arriving: Mutex::default(),
             store,
@@ -222,6 +229,8 @@ impl Council {
         tasks.spawn(Arc::clone(&council).watch_majority());
         tasks.spawn(Arc::clone(&council).watch_own_end());
         tasks.spawn(agree::lease::keep_time(council.agreement.clone()));
+        let keeper = Arc::clone(&council.keeper);
+        tasks.spawn(async move { keeper.serve().await });
         Ok(council)
     }
 
@@ -251,6 +260,11 @@ impl Council {
     fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
         let gone = || Failure::Unavailable("this node leaves the cluster".to_owned());
         self.cluster.upgrade().ok_or_else(gone)
+    }
+
+    /// This node.
+    pub fn own(&self) -> NodeId {
+        self.own
     }
 
     /// What is agreed on, as far as it is known here.
@@ -394,6 +408,8 @@ impl Council {
 
     /// Takes part no more.
     pub async fn stop(&self) {
+        // Others need not wait for what is kept here; if they have to, they do.
+        let _ = timeout(GIVE_UP_IN, self.keeper.close()).await;
         self.agreement.stop().await;
     }
 

@@ -236,7 +236,8 @@ pub(crate) fn list(socket: &Path, output: Output) -> Result<(), Fail> {
                 token,
             ]);
         };
-        lock.holders.iter().for_each(|p| row(p, "held"));
+        let holds = |p: &Party| if p.kept { "kept" } else { "held" };
+        lock.holders.iter().for_each(|p| row(p, holds(p)));
         lock.waiting.iter().for_each(|p| row(p, "waiting"));
     }
     print(&rows)

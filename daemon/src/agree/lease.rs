@@ -3,10 +3,13 @@
 //! Sessions that hold locks, as the node that speaks for them has them; and the clock by which they
 //! end.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::keeper::{Holder, Keeper, Lent};
 use super::{Agreement, Role};
 use crate::core::lock::{self, Mode, Opening, Owner};
 use crate::core::state::{Command, Outcome, Unique};
@@ -15,6 +18,8 @@ use crate::core::state::{Command, Outcome, Unique};
 const TICK: Duration = Duration::from_millis(500);
 /// Who waits is asked so often whether he still does.
 const LOOK: Duration = Duration::from_millis(500);
+/// Who does not want to wait waits so long for a node that keeps the lock to say whether somebody has it.
+const TRY: Duration = Duration::from_secs(5);
 
 /// A lock is not had.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +41,34 @@ pub enum Error {
     Gone,
 }
 
+/// Has the state do something about locks.
+pub(super) async fn ask(
+    agreement: &Agreement,
+    command: lock::Command,
+) -> Result<lock::Outcome, Error> {
+    match agreement.settle(Command::Lock(command)).await? {
+        Outcome::Lock(lock::Outcome::Refused(refusal)) => Err(refusal.into()),
+        Outcome::Lock(outcome) => Ok(outcome),
+        Outcome::Refused(refusal) => Err(refusal.into()),
+        _ => Err(super::Error::Unknown.into()),
+    }
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct Session {
     agreement: Agreement,
     id: Unique,
     opening: Opening,
-    /// Whether the state knows it.
+    /// What this node keeps; without it each lock is the state's.
+    keeper: Option<Arc<Keeper>>,
+    /// Whether the state knows it, and whether it may.
     is_open: bool,
+    may_be_open: bool,
+    /// What it has, as the state knows.
+    held: BTreeSet<String>,
+    /// What it has of what this node keeps.
+    lent: BTreeSet<String>,
     /// Number of the last request.
     serial: u64,
     /// When the renewal was asked for that counts.
@@ -67,8 +92,13 @@ impl Session {
                 owner,
                 parent,
                 ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+                keeps: false,
             },
+            keeper: None,
             is_open: false,
+            may_be_open: false,
+            held: BTreeSet::new(),
+            lent: BTreeSet::new(),
             serial: 0,
             renewed: Instant::now(),
         }
@@ -89,13 +119,15 @@ impl Session {
         self.renewed + self.ttl()
     }
 
+    /// The same, with locks that this node keeps.
+    #[must_use]
+    pub fn kept_by(mut self, keeper: Arc<Keeper>) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
     async fn ask(&self, command: lock::Command) -> Result<lock::Outcome, Error> {
-        match self.agreement.settle(Command::Lock(command)).await? {
-            Outcome::Lock(lock::Outcome::Refused(refusal)) => Err(refusal.into()),
-            Outcome::Lock(outcome) => Ok(outcome),
-            Outcome::Refused(refusal) => Err(refusal.into()),
-            _ => Err(super::Error::Unknown.into()),
-        }
+        ask(&self.agreement, command).await
     }
 
     fn next(&mut self) -> u64 {
@@ -117,7 +149,45 @@ impl Session {
         wanted: impl Fn() -> bool,
     ) -> Result<u64, Error> {
         let asked = Instant::now();
-        let until = wait.map(|wait| asked + wait);
+        if self.lent.contains(name) {
+            return Err(lock::Refusal::AlreadyHeld.into());
+        }
+        if mode == Mode::Write
+            && let Some(token) = self.borrow(name, asked)
+        {
+            return Ok(token);
+        }
+        let token = self.acquire_of_all(name, mode, wait, wanted).await?;
+        self.held.insert(name.to_owned());
+        Ok(token)
+    }
+
+    /// Has a lock that this node keeps, if it is free.
+    fn borrow(&mut self, name: &str, asked: Instant) -> Option<u64> {
+        let holder = Holder {
+            id: self.id,
+            opening: self.opening,
+            until: asked + self.ttl(),
+        };
+        let token = self.keeper.as_ref()?.lend(name, holder)?;
+        if !self.is_open && self.lent.is_empty() {
+            self.renewed = asked;
+        }
+        self.lent.insert(name.to_owned());
+        Some(token)
+    }
+
+    /// Has a lock from the state.
+    async fn acquire_of_all(
+        &mut self,
+        name: &str,
+        mode: Mode,
+        wait: Option<Duration>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<u64, Error> {
+        let asked = Instant::now();
+        let until = asked + wait.unwrap_or(TRY);
+        self.may_be_open = true;
         let acquire = lock::Command::Acquire {
             session: self.id,
             opening: (!self.is_open).then_some(self.opening),
@@ -129,28 +199,31 @@ impl Session {
         let outcome = self.ask(acquire).await?;
         if !self.is_open {
             self.is_open = true;
-            self.renewed = asked;
+            if self.lent.is_empty() {
+                self.renewed = asked;
+            }
         }
         match outcome {
             lock::Outcome::Granted { token } => return Ok(token),
             lock::Outcome::Waiting => {}
-            lock::Outcome::Done | lock::Outcome::Refused(_) => {
+            lock::Outcome::Done | lock::Outcome::Kept { .. } | lock::Outcome::Refused(_) => {
                 return Err(super::Error::Unknown.into());
             }
         }
         // From here on what is known on this node is not from before the request.
         self.agreement.read().await?;
         let given_up = loop {
-            let left = until.map_or(LOOK, |u| u.saturating_duration_since(Instant::now()));
+            let left = until.saturating_duration_since(Instant::now());
             match timeout(left.min(LOOK), self.granted(name)).await {
                 Ok(granted) => return granted,
+                Err(_) if left.is_zero() && wait.is_none() => break lock::Refusal::Held.into(),
                 Err(_) if left.is_zero() => break Error::TimedOut,
                 Err(_) if !wanted() => break Error::Gone,
                 Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => self.renew().await?,
                 Err(_) => {}
             }
         };
-        self.release(name).await?;
+        self.give_up(name).await?;
         Err(given_up)
     }
 
@@ -163,8 +236,12 @@ impl Session {
         };
         let state = state.wait_for(|s| !waits(&s.locks)).await;
         let state = state.map_err(|_| super::Error::Stopped)?;
-        let token = state.locks.token(self.id, name);
-        token.ok_or(lock::Refusal::SessionEnded.into())
+        if let Some(token) = state.locks.token(self.id, name) {
+            return Ok(token);
+        }
+        let session = state.locks.session(self.id);
+        let refusal = session.and_then(lock::Session::refusal);
+        Err(refusal.unwrap_or(lock::Refusal::SessionEnded).into())
     }
 
     /// Gives up a lock.
@@ -172,6 +249,54 @@ impl Session {
     /// # Errors
     /// See [`Error`].
     pub async fn release(&mut self, name: &str) -> Result<(), Error> {
+        match self.give_back(name).await {
+            Some(Lent::Yes) => return Ok(()),
+            Some(Lent::Lost) => return Err(lock::Refusal::SessionEnded.into()),
+            Some(Lent::Revealed) | None => {}
+        }
+        let was_held = self.held.remove(name);
+        let keeper = self.keeper.clone().filter(|_| was_held);
+        let wants =
+            keeper.and_then(|keeper| Some((keeper.wants(name, self.opening.owner)?, keeper)));
+        let Some(((id, opening), keeper)) = wants else {
+            return self.give_up(name).await;
+        };
+        let keep = lock::Command::Keep {
+            session: self.id,
+            serial: self.next(),
+            name: name.to_owned(),
+            keeper: id,
+            opening,
+        };
+        if let lock::Outcome::Kept { token } = self.ask(keep).await? {
+            keeper.keep(name, id, token);
+        }
+        Ok(())
+    }
+
+    /// Gives back a lock that was lent, if it was. One that was revealed is the state's from then on.
+    async fn give_back(&mut self, name: &str) -> Option<Lent> {
+        let keeper = self.keeper.clone().filter(|_| self.lent.contains(name))?;
+        let lent = keeper.take_back(name, self.id).await;
+        self.note_lent(name, lent);
+        self.lent.remove(name);
+        Some(lent)
+    }
+
+    fn note_lent(&mut self, name: &str, lent: Lent) {
+        match lent {
+            Lent::Yes => return,
+            Lent::Lost => {}
+            Lent::Revealed => {
+                (self.is_open, self.may_be_open) = (true, true);
+                self.held.insert(name.to_owned());
+            }
+        }
+        self.lent.remove(name);
+    }
+
+    /// Has the state take a lock back, or a request for it.
+    async fn give_up(&mut self, name: &str) -> Result<(), Error> {
         let release = lock::Command::Release {
             session: self.id,
             serial: self.next(),
@@ -186,8 +311,20 @@ impl Session {
     /// See [`Error`].
     pub async fn renew(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let session = self.id;
-        self.ask(lock::Command::Renew { session }).await?;
+        if let Some(keeper) = self.keeper.clone() {
+            for name in self.lent.clone() {
+                let lent = keeper.extend(&name, self.id, now + self.ttl()).await?;
+                self.note_lent(&name, lent);
+                if lent == Lent::Lost {
+                    return Err(lock::Refusal::SessionEnded.into());
+                }
+            }
+        }
+        // Without a lock that was lent it is for the state to say whether it ever was.
+        if self.is_open || self.lent.is_empty() {
+            let session = self.id;
+            self.ask(lock::Command::Renew { session }).await?;
+        }
         self.renewed = now;
         Ok(())
     }
@@ -196,7 +333,19 @@ impl Session {
     ///
     /// # Errors
     /// See [`Error`]. It ends by itself then.
-    pub async fn close(self) -> Result<(), Error> {
+    pub async fn close(mut self) -> Result<(), Error> {
+        for name in self.lent.clone() {
+            self.give_back(&name).await;
+        }
+        for name in self.held.clone() {
+            // What is left is not held after the end.
+            if self.release(&name).await.is_err() {
+                break;
+            }
+        }
+        if !self.may_be_open {
+            return Ok(());
+        }
         let session = self.id;
         self.ask(lock::Command::Close { session }).await.map(drop)
     }

@@ -2,6 +2,7 @@
 
 //! Nodes in one process, with wires that are cut and lose answers, on a clock that does not wait.
 
+mod keeper;
 mod linear;
 mod storm;
 

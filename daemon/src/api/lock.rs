@@ -74,4 +74,7 @@ pub struct Party {
     pub mode: Mode,
     /// Number of the grant; 0 of one who waits.
     pub token: u64,
+    /// It is another node that keeps the lock for whoever asks there: somebody may have it.
+    #[serde(default)]
+    pub kept: bool,
 }

@@ -7,8 +7,8 @@
 //! nothing can be agreed on. A session ends no earlier than it was told, and at most
 //! [`MAX_TICK_MS`] later than the state's clock says so. What it held is free then.
 //!
-//! A grant has a number, the fencing token, that is higher than that of every grant before it, of
-//! whatever lock: Gray and Cheriton, "Leases", 1989; the numbers are the sequencers of Burrows, "The
+//! A grant has a number, the fencing token, that is higher than that of every grant of that lock
+//! before it: Gray and Cheriton, "Leases", 1989; the numbers are the sequencers of Burrows, "The
 //! Chubby lock service for loosely-coupled distributed systems", 2006.
 //!
 //! Nobody overtakes: a lock is given in the order of the requests, to readers together while no writer
@@ -24,6 +24,7 @@ use super::state::Unique;
 use super::state::spell;
 
 mod command;
+mod keep;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod tests;
 mod wait;
 
 pub use command::{Command, Mode, Opening, Outcome, Owner, Refusal};
+pub use keep::KEPT_TOKENS;
 
 /// Longest name of a lock.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -67,6 +69,9 @@ pub struct Session {
     pub held: BTreeSet<String>,
     /// What it waits for.
     pub waits: Option<String>,
+    /// It is not renewed any more: its node is not one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lapses: bool,
     /// Number of its last request.
     serial: u64,
     /// What came of that, for a request whose answer was lost.
@@ -91,6 +96,12 @@ pub struct Waiter {
     pub session: Unique,
     /// How it wants the lock.
     pub mode: Mode,
+    /// It only asks whether a node that keeps the lock gives it up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tries: bool,
+    /// Number of the request, of all that had to wait.
+    #[serde(default)]
+    asked: u64,
 }
 
 /// A lock that is held. One that nobody holds is not there.
@@ -101,6 +112,16 @@ pub struct Lock {
     pub holds: BTreeMap<Unique, Hold>,
     /// Who waits, the first first.
     pub queue: Vec<Waiter>,
+}
+
+impl Session {
+    /// Why its last request is refused, if it is: also one that waited.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.answer {
+            Outcome::Refused(why) => Some(why),
+            _ => None,
+        }
+    }
 }
 
 impl Lock {
@@ -118,6 +139,9 @@ pub struct Locks {
     now_ms: u64,
     /// Number of the last grant.
     tokens: u64,
+    /// Number of the last request that had to wait.
+    #[serde(default)]
+    asked: u64,
     sessions: BTreeMap<Unique, Session>,
     /// The last sessions that ended, the latest last.
     ended: VecDeque<Unique>,
@@ -161,6 +185,14 @@ impl Locks {
             }
             | Command::Release {
                 session, serial, ..
+            }
+            | Command::Keep {
+                session, serial, ..
+            }
+            | Command::Reveal {
+                keeper: session,
+                serial,
+                ..
             } => self.request(*session, *serial, command),
             Command::Tick { from_ms, to_ms } => {
                 self.tick(*from_ms, *to_ms);
@@ -170,12 +202,17 @@ impl Locks {
         answer.unwrap_or_else(Outcome::Refused)
     }
 
-    /// A node is not one any more: its sessions end.
+    /// A node is not one any more: its sessions end. What it keeps it keeps until it would have to
+    /// renew.
     pub fn end_of_node(&mut self, node: NodeId, since: u64) {
-        self.end(|_, s| {
+        let is_its = |s: &Session| {
             let owner = s.opening.owner;
             owner.node == node && owner.since == since
-        });
+        };
+        self.end(|_, s| is_its(s) && !s.opening.keeps);
+        for keeper in self.sessions.values_mut().filter(|s| is_its(s)) {
+            keeper.lapses = true;
+        }
     }
 
     /// The state's clock.
@@ -241,6 +278,7 @@ impl Locks {
             ends_ms: self.end_of_lease(ttl_ms),
             held: BTreeSet::new(),
             waits: None,
+            lapses: false,
             serial: 0,
             answer: Outcome::Done,
         };
@@ -255,7 +293,11 @@ impl Locks {
     }
 
     fn renew(&mut self, session: Unique) -> Answer {
-        let ttl_ms = self.open_session(session)?.opening.ttl_ms;
+        let open = self.open_session(session)?;
+        if open.lapses {
+            return Err(Refusal::SessionEnded);
+        }
+        let ttl_ms = open.opening.ttl_ms;
         self.open_session(session)?.ends_ms = self.end_of_lease(ttl_ms);
         Ok(Outcome::Done)
     }
@@ -280,6 +322,19 @@ impl Locks {
                 name, mode, wait, ..
             } => self.acquire(session, name, *mode, *wait),
             Command::Release { name, .. } => self.release(session, name),
+            Command::Keep {
+                name,
+                keeper,
+                opening,
+                ..
+            } => self.keep(session, name, *keeper, *opening),
+            Command::Reveal {
+                name,
+                session: holder,
+                opening,
+                token,
+                ..
+            } => self.reveal(session, name, *holder, *opening, *token),
             _ => Ok(Outcome::Done),
         };
         let outcome = outcome.unwrap_or_else(Outcome::Refused);
@@ -306,7 +361,9 @@ impl Locks {
         let lock = self.locks.get(name);
         let is_free = lock.is_none_or(|l| l.queue.is_empty() && l.admits(mode));
         if !is_free {
-            if !wait {
+            let nobody_waits = lock.is_some_and(|l| l.queue.is_empty());
+            let may_be_free = nobody_waits && self.is_kept(name);
+            if !(wait || may_be_free) {
                 return Err(Refusal::Held);
             }
             if self.would_deadlock(session, name, mode) {
@@ -317,8 +374,14 @@ impl Locks {
             }
         }
         self.open_session(session)?.waits = Some(name.to_owned());
+        self.asked = self.asked.saturating_add(1);
         let lock = self.locks.entry(name.to_owned()).or_default();
-        lock.queue.push(Waiter { session, mode });
+        lock.queue.push(Waiter {
+            session,
+            mode,
+            tries: !wait,
+            asked: self.asked,
+        });
         self.hand_on(name);
         Ok(match self.token(session, name) {
             Some(token) => Outcome::Granted { token },
@@ -356,7 +419,7 @@ impl Locks {
             if !lock.admits(first.mode) {
                 break;
             }
-            let Waiter { session, mode } = lock.queue.remove(0);
+            let Waiter { session, mode, .. } = lock.queue.remove(0);
             self.tokens = self.tokens.saturating_add(1);
             let token = self.tokens;
             lock.holds.insert(session, Hold { mode, token });

@@ -526,11 +526,7 @@ impl State {
 
     /// Locks are for the nodes of the cluster.
     fn lock(&mut self, command: &lock::Command) -> Answer {
-        if let lock::Command::Acquire {
-            opening: Some(lock::Opening { owner, .. }),
-            ..
-        } = command
-        {
+        if let Some(lock::Opening { owner, .. }) = command.opening() {
             let member = self.nodes.get(&owner.node);
             member
                 .filter(|m| m.epoch == owner.since)

@@ -49,7 +49,13 @@ impl Council {
             since: self.seat().since,
             uid,
         };
-        Ok(Session::new(&self.agreement, id, owner, parent, ttl))
+        let session = Session::new(&self.agreement, id, owner, parent, ttl);
+        Ok(session.kept_by(Arc::clone(&self.keeper)))
+    }
+
+    /// Who has a lock that this node keeps, if somebody has, and the number of the grant.
+    pub fn lent(&self, name: &str) -> Option<(Owner, u64)> {
+        self.keeper.holder(name)
     }
 
     /// Sets or deletes a value. Returns the revision.

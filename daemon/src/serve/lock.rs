@@ -13,7 +13,7 @@ use super::{Connection, Nothing, Outcome, answer, invalid};
 use crate::api::lock::{
     AcquireParameters, AcquireReply, Lock, LocksReply, Party, ReleaseParameters,
 };
-use crate::core::lock::{self, Mode};
+use crate::core::lock::{self, Hold, Mode, Owner, Waiter};
 use crate::core::state::Unique;
 use crate::failure::Failure;
 
@@ -89,25 +89,35 @@ impl Connection {
 
     async fn locks(&self) -> Result<LocksReply, Failure> {
         let state = self.agreed().await?;
-        let party = |session: Unique, mode: Mode, token: u64| {
-            let owner = state.locks.session(session)?.opening.owner;
-            Some(Party {
-                node: owner.node.get().into(),
-                uid: owner.uid,
-                mode,
-                token,
-            })
-        };
+        let cluster = self.stage.cluster()?;
+        let council = cluster.council()?;
+        let own = council.own();
         let all = state.locks.locks().iter();
         let visible = all.filter(|(name, _)| self.may_lock(name));
-        let locks = visible.map(|(name, lock)| Lock {
-            name: name.clone(),
-            holders: (lock.holds.iter())
-                .filter_map(|(session, hold)| party(*session, hold.mode, hold.token))
-                .collect(),
-            waiting: (lock.queue.iter())
-                .filter_map(|waiter| party(waiter.session, waiter.mode, 0))
-                .collect(),
+        let locks = visible.filter_map(|(name, lock)| {
+            let holder = |session: &Unique, hold: &Hold| {
+                let opening = state.locks.session(*session)?.opening;
+                if opening.keeps && opening.owner.node == own {
+                    let (owner, token) = council.lent(name)?;
+                    return Some(party(owner, hold.mode, token, false));
+                }
+                Some(party(opening.owner, hold.mode, hold.token, opening.keeps))
+            };
+            let waiter = |waiter: &Waiter| {
+                let owner = state.locks.session(waiter.session)?.opening.owner;
+                Some(party(owner, waiter.mode, 0, false))
+            };
+            let lock = Lock {
+                name: name.clone(),
+                holders: lock
+                    .holds
+                    .iter()
+                    .filter_map(|(s, h)| holder(s, h))
+                    .collect(),
+                waiting: lock.queue.iter().filter_map(waiter).collect(),
+            };
+            // What is only kept here is not held.
+            (!lock.holders.is_empty() || !lock.waiting.is_empty()).then_some(lock)
         });
         Ok(LocksReply {
             locks: locks.collect(),
@@ -121,6 +131,16 @@ impl Connection {
         {
             tracing::info!("locks of a connection that ended stay until their lease ends: {e}");
         }
+    }
+}
+
+fn party(owner: Owner, mode: Mode, token: u64, kept: bool) -> Party {
+    Party {
+        node: owner.node.get().into(),
+        uid: owner.uid,
+        mode,
+        token,
+        kept,
     }
 }
 

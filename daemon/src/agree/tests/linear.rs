@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::agree::keeper::{Keeper, LENDS_TOO_LONG};
 use crate::agree::lease::{self, Session, keep_time};
 use crate::core::facts::Facts;
 use crate::core::hash::Hash;
@@ -18,10 +19,11 @@ use crate::core::state::Candidate;
 const NAMES: u64 = 3;
 const CLIENTS: u64 = 4;
 const OPS: u64 = 25;
-const HOLDS: u64 = 12;
+const HOLDS: u64 = 20;
+const LOCKS: u64 = 3;
 const TTL: Duration = Duration::from_secs(3);
 
-fn owner() -> Owner {
+pub(super) fn owner() -> Owner {
     Owner {
         node: n(1),
         since: 1,
@@ -29,7 +31,7 @@ fn owner() -> Owner {
     }
 }
 
-fn founding() -> Command {
+pub(super) fn founding() -> Command {
     Command::Found {
         name: "here".to_owned(),
         id: Unique(1),
@@ -63,6 +65,8 @@ fn at_time(begun: Instant, time: Instant) -> u64 {
 struct Seen<O> {
     events: BTreeMap<u64, Vec<Event<O>>>,
     last: u64,
+    /// Locks that nobody else was asked for.
+    lent: u64,
 }
 
 impl<O> Default for Seen<O> {
@@ -70,12 +74,22 @@ impl<O> Default for Seen<O> {
         Self {
             events: BTreeMap::new(),
             last: 0,
+            lent: 0,
         }
     }
 }
 
+type Keepers = Arc<Mutex<BTreeMap<NodeId, Arc<Keeper>>>>;
+
+/// A number for the session of a node that keeps locks.
+fn unique() -> Option<Unique> {
+    static LAST: AtomicU64 = AtomicU64::new(1 << 32);
+    Some(Unique(LAST.fetch_add(1, Ordering::Relaxed).into()))
+}
+
 struct Client<O> {
     cluster: Arc<Cluster>,
+    keepers: Keepers,
     begun: Instant,
     seen: Arc<Mutex<Seen<O>>>,
     dice: Dice,
@@ -168,9 +182,19 @@ impl Client<ValueOp> {
 
 impl Client<LockOp> {
     async fn run(mut self) {
+        let own = self.dice.0 >> 40;
         for _ in 0..HOLDS {
             self.pause(1000).await;
-            let (node, name) = (self.node(), self.dice.below(2));
+            // Mostly the same lock on the same node: then it is kept.
+            let strays = self.dice.below(4) == 0;
+            let name = if strays {
+                self.dice.below(LOCKS)
+            } else {
+                own % LOCKS
+            };
+            let home = n(u16::try_from(own % 3).unwrap() + 1);
+            let home = self.cluster.wires.lock().unwrap().nodes.get(&home).cloned();
+            let node = home.filter(|_| !strays).unwrap_or_else(|| self.node());
             let session = Unique(self.unique().into());
             // Whatever fails, the session ends by its lease.
             let _ = self.hold(&node, session, name).await;
@@ -178,7 +202,9 @@ impl Client<LockOp> {
     }
 
     async fn hold(&mut self, node: &Agreement, id: Unique, name: u64) -> Result<(), lease::Error> {
-        let mut session = Session::new(node, id, owner(), None, TTL);
+        let keeper = Arc::clone(&self.keepers.lock().unwrap()[&node.0.own]);
+        let session = Session::new(node, id, owner(), None, TTL);
+        let mut session = session.kept_by(Arc::clone(&keeper));
         let lock = name.to_string();
         let wait = Duration::from_millis(self.dice.below(20_000));
         let call = at(self.begun);
@@ -191,6 +217,9 @@ impl Client<LockOp> {
         };
         let end = Some(at(self.begun) + 1);
         self.saw(name, call, end, LockOp::Acquire { token });
+        if keeper.holder(&lock).is_some_and(|(_, lent)| lent == token) {
+            self.seen.lock().unwrap().lent += 1;
+        }
         // Whatever becomes of the renewal, the lock is given up in the end.
         let renewed = session.renew().await;
         if renewed.is_ok() {
@@ -221,18 +250,24 @@ where
     let cluster = Arc::new(cluster);
     let seen = Arc::new(Mutex::new(Seen::default()));
     let begun = Instant::now();
+    let (mut clocks, keepers) = (JoinSet::new(), Keepers::default());
+    let mut attend = |node: Agreement| {
+        let keeper = Arc::new(Keeper::new(&node, unique).unwrap());
+        let mut all = keepers.lock().unwrap();
+        all.insert(node.0.own, Arc::clone(&keeper));
+        clocks.spawn(async move { keeper.serve().await });
+        clocks.spawn(keep_time(node));
+    };
+    all.into_iter().for_each(&mut attend);
     let mut clients = JoinSet::new();
     for i in 0..CLIENTS {
         clients.spawn(run(Client {
             cluster: Arc::clone(&cluster),
+            keepers: Arc::clone(&keepers),
             begun,
             seen: Arc::clone(&seen),
             dice: Dice(seed ^ ((i + 1) << 40)),
         }));
-    }
-    let mut clocks = JoinSet::new();
-    for node in all {
-        clocks.spawn(keep_time(node));
     }
     let mut dice = Dice(seed ^ 0x5555);
     cluster.wires.lock().unwrap().lost = 5;
@@ -243,7 +278,7 @@ where
             0 => {
                 cluster.stop(node).await;
                 sleep(Duration::from_millis(dice.below(8000))).await;
-                clocks.spawn(keep_time(cluster.start(node).await));
+                attend(cluster.start(node).await);
             }
             1 => cluster.cut(&[node]),
             2 => cluster.wires.lock().unwrap().apart = set(&[node]),
@@ -289,12 +324,27 @@ async fn a_read_that_asks_nobody_is_caught() {
 
 #[tokio::test(start_paused = true)]
 async fn locks_are_as_of_one_machine() {
+    let mut lent = 0;
     for seed in seeds() {
         let seen = trouble(seed, Client::<LockOp>::run).await;
+        lent += seen.lent;
         for (name, events) in &seen.events {
             let granted = |e: &&Event<LockOp>| matches!(e.op, LockOp::Acquire { .. });
             assert!(events.iter().filter(granted).count() > 5, "seed {seed}");
             assert!(is_linear::<Lock>(events), "{name} of {seed}: {events:#?}");
         }
     }
+    assert!(lent > 5, "{lent} locks were lent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_lends_what_it_does_not_keep_any_more_is_caught() {
+    LENDS_TOO_LONG.set(true);
+    for seed in seeds() {
+        let seen = trouble(seed, Client::<LockOp>::run).await;
+        if seen.events.values().any(|e| !is_linear::<Lock>(e)) {
+            return;
+        }
+    }
+    panic!("nothing was lent for too long");
 }

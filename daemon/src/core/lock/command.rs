@@ -56,6 +56,9 @@ pub struct Opening {
     pub parent: Option<Unique>,
     /// It is good for so long.
     pub ttl_ms: u64,
+    /// It is the node's own, which keeps locks for others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps: bool,
 }
 
 /// Something done to locks. Applied twice it is as if it was applied once, or it is refused.
@@ -96,6 +99,35 @@ pub enum Command {
         /// Name of the lock.
         name: String,
     },
+    /// Give up a lock, for the node to keep unless somebody waits for it. Answer: [`Outcome::Kept`], or
+    /// [`Outcome::Done`] if it is given up.
+    Keep {
+        /// Whose.
+        session: Unique,
+        /// Number of the request.
+        serial: u64,
+        /// Name of the lock.
+        name: String,
+        /// The node's session,
+        keeper: Unique,
+        /// which is opened, unless that is done or it has ended.
+        opening: Opening,
+    },
+    /// Somebody has a lock that a node keeps.
+    Reveal {
+        /// The node's session.
+        keeper: Unique,
+        /// Number of its request.
+        serial: u64,
+        /// Name of the lock.
+        name: String,
+        /// Who has it,
+        session: Unique,
+        /// which is opened, unless that is done or it has ended.
+        opening: Opening,
+        /// Number of the grant.
+        token: u64,
+    },
     /// Time has gone by. Who says so saw the state's clock turn `from_ms` and counts from there, by
     /// a clock that nobody sets.
     Tick {
@@ -104,6 +136,17 @@ pub enum Command {
         /// What it should show.
         to_ms: u64,
     },
+}
+
+impl Command {
+    /// What a session is opened with by it.
+    pub const fn opening(&self) -> Option<Opening> {
+        match self {
+            Command::Acquire { opening, .. } => *opening,
+            Command::Keep { opening, .. } | Command::Reveal { opening, .. } => Some(*opening),
+            _ => None,
+        }
+    }
 }
 
 /// What came of a command.
@@ -117,8 +160,13 @@ pub enum Outcome {
         /// Number of the grant.
         token: u64,
     },
-    /// It will be granted in its turn; the state says when.
+    /// It will be granted in its turn, or refused; the state says when.
     Waiting,
+    /// The node keeps the lock.
+    Kept {
+        /// The first of the numbers that are set aside for it.
+        token: u64,
+    },
     /// Nothing was changed.
     Refused(Refusal),
 }

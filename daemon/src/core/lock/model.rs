@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use super::*;
 
 const SESSIONS: u128 = 6;
+/// The session of the node, which keeps locks.
+const KEEPER: u128 = 100;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Clone, Debug)]
@@ -18,6 +20,8 @@ enum Step {
     Close(u128),
     Acquire(u128, usize, Mode, bool),
     Release(u128, usize),
+    Keep(u128, usize),
+    Reveal(u128, usize),
     Tick(u64),
     Renew(u128),
 }
@@ -31,7 +35,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => session.clone().prop_map(Step::Close),
         8 => (session.clone(), name.clone(), mode, prop::bool::weighted(0.8))
             .prop_map(|(s, n, m, w)| Step::Acquire(s, n, m, w)),
-        4 => (session.clone(), name).prop_map(|(s, n)| Step::Release(s, n)),
+        4 => (session.clone(), name.clone()).prop_map(|(s, n)| Step::Release(s, n)),
+        1 => name.clone().prop_map(|n| Step::Release(KEEPER, n)),
+        4 => (session.clone(), name.clone()).prop_map(|(s, n)| Step::Keep(s, n)),
+        3 => (session.clone(), name).prop_map(|(s, n)| Step::Reveal(s, n)),
         1 => (0..MAX_TICK_MS).prop_map(Step::Tick),
         1 => session.prop_map(Step::Renew),
     ]
@@ -42,6 +49,9 @@ struct Model {
     /// When each session that is open ends.
     open: BTreeMap<u128, u64>,
     requests: [Vec<(u128, Mode)>; NAMES.len()],
+    /// Who would not wait, but for a node to say whether somebody has a lock.
+    tries: BTreeSet<(usize, u128)>,
+    keeper_has_ended: bool,
     now_ms: u64,
 }
 
@@ -90,6 +100,58 @@ impl Model {
         for requests in &mut self.requests {
             requests.retain(|(s, _)| *s != session);
         }
+        self.keeper_has_ended |= session == KEEPER;
+    }
+
+    /// Whether all who have a lock keep it, and nobody waits.
+    fn is_kept(&self, name: usize) -> bool {
+        self.requests[name].iter().all(|(s, _)| *s == KEEPER)
+    }
+
+    fn keep(&mut self, session: u128, name: usize, end_ms: u64) -> Outcome {
+        let alone = self.requests[name] == [(session, Mode::Write)];
+        if alone && self.open.contains_key(&session) && !self.keeper_has_ended {
+            self.open.entry(KEEPER).or_insert(end_ms);
+            self.requests[name] = vec![(KEEPER, Mode::Write)];
+            return Outcome::Kept { token: 0 };
+        }
+        self.release(session, name)
+    }
+
+    /// What should come of it that `session` has what is kept, those that are refused aside.
+    fn reveal(&mut self, session: u128, name: usize) -> Outcome {
+        if !self.open.contains_key(&KEEPER) {
+            return Outcome::Refused(Refusal::SessionEnded);
+        }
+        let Some(at) = self.at(name, KEEPER) else {
+            return Outcome::Refused(Refusal::NotHeld);
+        };
+        if self.at(name, session).is_some() {
+            return Outcome::Refused(Refusal::Waiting);
+        }
+        self.requests[name][at].0 = session;
+        Outcome::Done
+    }
+
+    /// Those of whom `others` know no request any more wanted not to wait, or wait in a circle.
+    fn refuse(&mut self, revealed: usize, others: &Locks) {
+        for (name, text) in NAMES.iter().enumerate() {
+            let lock = others.locks().get(*text).cloned().unwrap_or_default();
+            let waits = |s: u128| lock.queue.iter().any(|w| w.session.0 == s);
+            let requests = self.requests[name].clone();
+            for (at, (session, _)) in requests.iter().enumerate().rev() {
+                let tries = name == revealed && self.tries.contains(&(name, *session));
+                if self.is_granted(name, at) || waits(*session) {
+                    assert!(!tries || self.is_granted(name, at), "{session} still tries");
+                    continue;
+                }
+                assert!(
+                    tries || self.has_circle(),
+                    "{session} is refused for nothing"
+                );
+                self.requests[name].remove(at);
+            }
+        }
     }
 
     /// What should come of a request for a lock; the number of a grant is not said.
@@ -109,6 +171,14 @@ impl Model {
         let at = self.requests[name].len() - 1;
         if self.is_granted(name, at) {
             return Outcome::Granted { token: 0 };
+        }
+        self.tries.remove(&(name, session));
+        self.requests[name].pop();
+        let is_kept = self.is_kept(name);
+        self.requests[name].push((session, mode));
+        if !wait && is_kept {
+            self.tries.insert((name, session));
+            return Outcome::Waiting;
         }
         let refusal = match (wait, self.has_circle()) {
             (false, _) => Refusal::Held,
@@ -140,6 +210,7 @@ fn opening() -> Opening {
         },
         parent: None,
         ttl_ms: TTL_MS,
+        keeps: false,
     }
 }
 
@@ -182,6 +253,38 @@ fn make(locks: &mut Locks, model: &mut Model, step: &Step, serial: u64) -> (Outc
             };
             (release, expected)
         }
+        Step::Keep(session, name) => {
+            let expected = model.keep(session, name, end_ms);
+            let keep = Command::Keep {
+                session: Unique(session),
+                serial,
+                name: NAMES[name].to_owned(),
+                keeper: Unique(KEEPER),
+                opening: Opening {
+                    keeps: true,
+                    ..opening()
+                },
+            };
+            (keep, expected)
+        }
+        Step::Reveal(session, name) => {
+            // One that ended and was opened again is none that there would be.
+            let id = Unique(session);
+            if !model.open.contains_key(&session) || locks.ended.contains(&id) {
+                return (Outcome::Done, Outcome::Done);
+            }
+            let expected = model.reveal(session, name);
+            let first = locks.token(Unique(KEEPER), NAMES[name]).unwrap_or(0);
+            let reveal = Command::Reveal {
+                keeper: Unique(KEEPER),
+                serial,
+                name: NAMES[name].to_owned(),
+                session: id,
+                opening: opening(),
+                token: first + 1,
+            };
+            (reveal, expected)
+        }
         Step::Tick(by_ms) => {
             let from_ms = model.now_ms;
             model.now_ms += by_ms;
@@ -205,6 +308,9 @@ fn make(locks: &mut Locks, model: &mut Model, step: &Step, serial: u64) -> (Outc
         }
     };
     let outcome = locks.apply(&command);
+    if let (Step::Reveal(_, name), Outcome::Done) = (step, &outcome) {
+        model.refuse(*name, locks);
+    }
     let is_again = !matches!(command, Command::Tick { .. });
     let after = locks.clone();
     if is_again && !matches!(outcome, Outcome::Refused(_)) {
@@ -223,7 +329,8 @@ proptest! {
             let held = locks.clone();
             let (outcome, expected) = make(&mut locks, &mut model, step, serial);
             match (&outcome, &expected) {
-                (Outcome::Granted { .. }, Outcome::Granted { .. }) => {}
+                (Outcome::Granted { .. }, Outcome::Granted { .. })
+                | (Outcome::Kept { .. }, Outcome::Kept { .. }) => {}
                 _ => prop_assert_eq!(&outcome, &expected, "{:?}", step),
             }
             prop_assert!(!model.has_circle());

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod keep;
+
 const TTL_MS: u64 = 5000;
 
 /// Locks, and the number of each session's last request.
@@ -24,6 +26,7 @@ fn opening(owner: Owner, parent: Option<u128>) -> Opening {
         owner,
         parent: parent.map(Unique),
         ttl_ms: TTL_MS,
+        keeps: false,
     }
 }
 

@@ -575,6 +575,7 @@ fn lock_of(session: u128, node: u16, since: u64) -> Command {
             },
             parent: None,
             ttl_ms: 60_000,
+            keeps: false,
         }),
         serial: 1,
         name: format!("of-{session}"),

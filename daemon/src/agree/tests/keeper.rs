@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Locks that nodes keep, from acquisition to acquisition.
+
+use super::*;
+use crate::agree::keeper::Keeper;
+use crate::agree::lease::{self, Session};
+use crate::core::lock::{Mode, Owner, Refusal};
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A node with its keeper.
+struct Desk {
+    node: Agreement,
+    keeper: Arc<Keeper>,
+}
+
+fn unique() -> Option<Unique> {
+    static LAST: AtomicU64 = AtomicU64::new(1);
+    Some(Unique(LAST.fetch_add(1, Ordering::Relaxed).into()))
+}
+
+impl Desk {
+    fn session(&self) -> Session {
+        // Who speaks for a session is not looked into: the first node is a member.
+        let owner = Owner {
+            uid: 7,
+            ..linear::owner()
+        };
+        let session = Session::new(&self.node, unique().unwrap(), owner, None, TTL);
+        session.kept_by(Arc::clone(&self.keeper))
+    }
+
+    fn entries(&self) -> Option<u64> {
+        self.node.status().last_applied
+    }
+}
+
+async fn desks(seed: u64) -> (Cluster, Vec<Desk>) {
+    let (cluster, all) = Cluster::three(seed).await;
+    all[0].propose(linear::founding()).await.unwrap();
+    let desks = all.into_iter().map(|node| {
+        let keeper = Arc::new(Keeper::new(&node, unique).unwrap());
+        let serving = Arc::clone(&keeper);
+        tokio::spawn(async move { serving.serve().await });
+        Desk { node, keeper }
+    });
+    (cluster, desks.collect())
+}
+
+async fn take(session: &mut Session, wait_s: Option<u64>) -> Result<u64, lease::Error> {
+    let wait = wait_s.map(Duration::from_secs);
+    session.acquire("a", Mode::Write, wait, || true).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_is_lent_without_an_entry() {
+    let (_cluster, desks) = desks(21).await;
+    let desk = &desks[1];
+    let mut first = desk.session();
+    let token = take(&mut first, None).await.unwrap();
+    first.close().await.unwrap();
+    let before = desk.node.read().await.map(|_| desk.entries()).unwrap();
+    let mut last = token;
+    for _ in 0..3 {
+        let mut next = desk.session();
+        let token = take(&mut next, None).await.unwrap();
+        assert!(token > last);
+        last = token;
+        let held = desk.keeper.holder("a").unwrap();
+        assert_eq!((held.0.uid, held.1), (7, token));
+        next.renew().await.unwrap();
+        let again = take(&mut next, None).await;
+        assert!(matches!(
+            again,
+            Err(lease::Error::Refused(Refusal::AlreadyHeld))
+        ));
+        // Given up by its holder, or by the end of its session.
+        if token % 2 == 0 {
+            next.release("a").await.unwrap();
+        }
+        next.close().await.unwrap();
+        assert!(desk.keeper.holder("a").is_none());
+    }
+    assert_eq!(
+        desk.node.read().await.map(|_| desk.entries()).unwrap(),
+        before
+    );
+    // Somebody else has it at once, and the numbers go on.
+    let mut other = desks[2].session();
+    assert!(take(&mut other, None).await.unwrap() > last);
+    other.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_elsewhere_waits_for_who_has_what_is_kept() {
+    let (_cluster, desks) = desks(22).await;
+    let mut user = desks[1].session();
+    take(&mut user, None).await.unwrap();
+    user.release("a").await.unwrap();
+    let lent = take(&mut user, None).await.unwrap();
+    let mut hasty = desks[2].session();
+    let held = take(&mut hasty, None).await;
+    assert!(
+        matches!(held, Err(lease::Error::Refused(Refusal::Held))),
+        "{held:?}"
+    );
+    // From then on the state says who has it.
+    let state = desks[0].node.read().await.unwrap();
+    assert_eq!(state.locks.token(user.id(), "a"), Some(lent));
+    user.renew().await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let token = take(&mut hasty, Some(60)).await;
+        (token, hasty)
+    });
+    sleep(Duration::from_secs(3)).await;
+    assert!(!waiting.is_finished());
+    user.release("a").await.unwrap();
+    let (token, hasty) = waiting.await.unwrap();
+    assert!(token.unwrap() > lent);
+    for session in [user, hasty] {
+        session.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lent_ends_with_the_lease_of_who_has_it() {
+    let (_cluster, desks) = desks(23).await;
+    let mut user = desks[1].session();
+    take(&mut user, None).await.unwrap();
+    user.release("a").await.unwrap();
+    take(&mut user, None).await.unwrap();
+    sleep(TTL).await;
+    let mut next = desks[1].session();
+    take(&mut next, None).await.unwrap();
+    for lost in [user.renew().await, user.release("a").await] {
+        let ended = matches!(
+            lost,
+            Err(lease::Error::Refused(
+                Refusal::SessionEnded | Refusal::NotHeld
+            ))
+        );
+        assert!(ended, "{lost:?}");
+    }
+    assert!(desks[1].keeper.holder("a").is_some());
+    next.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_uses_is_given_up() {
+    let (_cluster, desks) = desks(24).await;
+    let mut user = desks[1].session();
+    take(&mut user, None).await.unwrap();
+    user.close().await.unwrap();
+    assert!(
+        !desks[0]
+            .node
+            .read()
+            .await
+            .unwrap()
+            .locks
+            .sessions()
+            .is_empty()
+    );
+    sleep(Duration::from_secs(15)).await;
+    let state = desks[0].node.read().await.unwrap();
+    assert!(state.locks.sessions().is_empty() && state.locks.locks().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_always_want_is_not_kept_each_time() {
+    let (_cluster, desks) = desks(25).await;
+    let mut kept = 0;
+    for _ in 0..20 {
+        for desk in &desks[..2] {
+            let mut user = desk.session();
+            take(&mut user, Some(10)).await.unwrap();
+            user.close().await.unwrap();
+            let state = desk.node.read().await.unwrap();
+            kept += u32::from(state.locks.locks().contains_key("a"));
+        }
+    }
+    assert!((1..=12).contains(&kept), "kept {kept} times of 40");
+}
