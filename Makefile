@@ -75,6 +75,7 @@ fuzz: ## look for bytes from outside that do harm, each target for FUZZ_SECONDS 
 bench: all vm ## the figures of Documentation/
 	@$(MAKE) BENCH=1 all
 	@tests/bench
+	@vm/rust cargo test --release -p ssid --locked --lib -- --ignored --nocapture figure_
 
 demo: all vm ## a program moves between three nodes while it runs
 	@tests/demo

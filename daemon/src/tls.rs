@@ -208,17 +208,17 @@ impl Identity {
         let cert = cert.ok_or(Error::OtherNode(own))?;
         let ca = authorities.into_iter().find(|ca| issued_by(cert, ca));
         let ca = ca.ok_or(Error::OtherAuthority)?;
-        Self::new(Arc::new(roots), revoked, chain, ca, key)
+        Self::new(provider(), Arc::new(roots), revoked, chain, ca, key)
     }
 
     fn new(
+        provider: Arc<CryptoProvider>,
         roots: Arc<RootCertStore>,
         revoked: Revoked,
         chain: Vec<CertificateDer<'static>>,
         ca: CertificateDer<'static>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, Error> {
-        let provider = provider();
         let servers: Arc<dyn ServerCertVerifier> =
             WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
                 .build()

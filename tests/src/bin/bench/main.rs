@@ -2,10 +2,12 @@
 
 //! The figures: ratios of what the product does to what the same VMs do without it, measured in turns.
 //!
-//! `tests/bench [NAME...]` measures all, or those named: `fault`, `stream`, `downtime`, `compute`, `everyday`.
-//! `ROUNDS=n` in the environment measures n rounds of each (default 9). See `tests/README.md` for what each is.
+//! `tests/bench [NAME...]` measures all, or those named: `fault`, `stream`, `downtime`, `compute`, `everyday`, `lock`.
+//! `ROUNDS=n` in the environment measures n rounds of each (default 9). See `Documentation/figures.md` for what each is.
 
 #![forbid(unsafe_code)]
+
+mod lock;
 
 use std::process::{Command, ExitCode};
 use std::thread;
@@ -101,22 +103,21 @@ fn run() -> Result<ExitCode> {
         .context("ROUNDS")?;
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| word == name);
     let name = std::env::var("CLUSTER").unwrap_or_else(|_| format!("bench{}", std::process::id()));
-    let options = vec!["--bench", "--cpus", "1", "--mem", "1024"];
-    let bench = Bench {
-        cluster: Cluster::up(
-            &name,
-            Shape {
-                nodes: 2,
-                options,
-                lazy: false,
-            },
-        )?,
-        rounds,
-    };
-    bench.pin()?;
-    println!(
-        "two nodes of one processor each, {rounds} rounds, each figure: median (lowest to highest)"
-    );
+    let up = |nodes| Bench::up(&name, nodes, rounds);
+    // What is agreed on takes three.
+    if words.is_empty() || words.iter().any(|word| word != "lock") {
+        processes(&up(2)?, wanted)?;
+    }
+    if wanted("lock") {
+        let bench = up(3)?;
+        report("lock", bench.lock());
+        bench.cluster.check()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The figures of processes that move.
+fn processes(bench: &Bench, wanted: impl Fn(&str) -> bool) -> Result<()> {
     for tls in [false, true] {
         let link = if tls { "kTLS" } else { "plain" };
         if wanted("fault") {
@@ -136,8 +137,7 @@ fn run() -> Result<ExitCode> {
     if wanted("everyday") {
         report("everyday", bench.everyday());
     }
-    bench.cluster.check()?;
-    Ok(ExitCode::SUCCESS)
+    bench.cluster.check()
 }
 
 struct Bench {
@@ -146,6 +146,23 @@ struct Bench {
 }
 
 impl Bench {
+    /// Brings up a cluster of so many nodes of one processor each.
+    fn up(name: &str, nodes: u16, rounds: usize) -> Result<Self> {
+        let options = vec!["--bench", "--cpus", "1", "--mem", "1024"];
+        let shape = Shape {
+            nodes,
+            options,
+            lazy: false,
+        };
+        let cluster = Cluster::up(name, shape)?;
+        let bench = Self { cluster, rounds };
+        bench.pin()?;
+        println!(
+            "{nodes} nodes of one processor each, {rounds} rounds, each figure: median (lowest to highest)"
+        );
+        Ok(bench)
+    }
+
     /// Each VM gets a processor of this machine for itself, as far as there are enough.
     fn pin(&self) -> Result<()> {
         let status = self.cluster.command(&["status"]).output()?;
@@ -155,7 +172,10 @@ impl Bench {
             .filter(|line| line.contains(" runs "))
             .filter_map(|line| line.rsplit(' ').next())
             .collect();
-        ensure!(pids.len() == 2, "vm/cluster status says: {text}");
+        ensure!(
+            pids.len() == self.cluster.nodes().len(),
+            "vm/cluster status says: {text}"
+        );
         let cores = thread::available_parallelism()?.get();
         for (core, pid) in pids.iter().enumerate() {
             let done = Command::new("taskset")
