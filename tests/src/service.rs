@@ -21,6 +21,7 @@ const SOON: Duration = Duration::from_secs(60);
 pub fn tests() -> Vec<Test> {
     vec![
         Test::new("service-lock", lock),
+        Test::new("service-lock-kept", lock_kept),
         Test::new("service-lock-dead", lock_dead),
         Test::new("service-kv", kv),
         Test::new("service-events", events),
@@ -96,6 +97,40 @@ fn lock(cluster: &Cluster) -> Result<()> {
     let output = cluster.exec(N1, &["bash", "-c", &format!("{user} yours -- true")])?;
     ensure!(output.status == 5, "{}", output.evidence());
     Ok(())
+}
+
+/// A lock that is used on one node again and again stays there, and goes to another node when it is wanted there, also from
+/// whoever has it.
+fn lock_kept(cluster: &Cluster) -> Result<()> {
+    let tokens = "for i in 1 2 3 4; do ssictl lock stays -- sh -c 'echo $SSI_LOCK_TOKEN'; done";
+    let mut last = 0;
+    for on in [N2, N2, N3] {
+        for token in cluster.sh(on, tokens)?.split_whitespace() {
+            let token: u64 = token.parse().context(format!("no number: {token}"))?;
+            ensure!(token > last, "{token} came after {last}");
+            last = token;
+        }
+    }
+    let list = cluster.sh(N1, "ssictl lock ls")?;
+    ensure!(list.contains("kept"), "n3 does not keep it: {list}");
+    let list = cluster.sh(N3, "ssictl lock ls")?;
+    ensure!(!list.contains("stays"), "nobody on n3 has it: {list}");
+    // Somebody there has what is kept: others see who, and get it when he is gone.
+    cluster.sh(
+        N3,
+        "setsid ssictl lock stays -- sleep 1000 </dev/null >/dev/null 2>&1 &",
+    )?;
+    eventually(SOON, || {
+        let list = cluster.sh(N3, "ssictl lock ls")?;
+        Ok((!list.contains("held")).then_some(list))
+    })?;
+    let now = ["lock", "stays", "--wait", "0", "--", "true"];
+    ended(&cluster.ssictl(N1, &now)?, 5)?;
+    let list = cluster.sh(N1, "ssictl lock ls")?;
+    ensure!(list.contains("held"), "n3 does not say who has it: {list}");
+    cluster.sh(N3, "pkill -x ssictl")?;
+    let soon = ["lock", "stays", "--wait", "30", "--", "true"];
+    ended(&cluster.ssictl(N1, &soon)?, 0)
 }
 
 /// The node that holds a lock dies: another has it as soon as that is agreed on.
