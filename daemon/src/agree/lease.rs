@@ -54,6 +54,24 @@ pub(super) async fn ask(
     }
 }
 
+/// Does what changes nothing if it is done again until it is known to be done, for as long as there is
+/// time and it is `wanted`.
+async fn insist<T, F: Future<Output = Result<T, Error>>>(
+    until: Instant,
+    wanted: &impl Fn() -> bool,
+    what: impl Fn() -> F,
+) -> Result<T, Error> {
+    use super::Error::{Unavailable, Unknown};
+    loop {
+        let done = what().await;
+        let is_open = matches!(done, Err(Error::Agree(Unavailable | Unknown)));
+        if !is_open || Instant::now() >= until || !wanted() {
+            return done;
+        }
+        sleep(LOOK).await;
+    }
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct Session {
@@ -196,7 +214,7 @@ impl Session {
             mode,
             wait: wait.is_some(),
         };
-        let outcome = self.ask(acquire).await?;
+        let outcome = insist(until, &wanted, || self.ask(acquire.clone())).await?;
         if !self.is_open {
             self.is_open = true;
             if self.lent.is_empty() {
@@ -211,7 +229,8 @@ impl Session {
             }
         }
         // From here on what is known on this node is not from before the request.
-        self.agreement.read().await?;
+        let read = || async { Ok(self.agreement.read().await?) };
+        insist(until, &wanted, read).await?;
         let given_up = loop {
             let left = until.saturating_duration_since(Instant::now());
             match timeout(left.min(LOOK), self.granted(name)).await {
@@ -219,7 +238,11 @@ impl Session {
                 Err(_) if left.is_zero() && wait.is_none() => break lock::Refusal::Held.into(),
                 Err(_) if left.is_zero() => break Error::TimedOut,
                 Err(_) if !wanted() => break Error::Gone,
-                Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => self.renew().await?,
+                Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => match self.renew().await {
+                    // While nothing is agreed on no lease ends.
+                    Ok(()) | Err(Error::Agree(_)) => {}
+                    Err(e) => return Err(e),
+                },
                 Err(_) => {}
             }
         };

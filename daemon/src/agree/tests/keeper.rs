@@ -123,6 +123,27 @@ async fn who_asks_elsewhere_waits_for_who_has_what_is_kept() {
     }
 }
 
+/// Who waited for a lock was told that a leader was lost, and not to wait on.
+#[tokio::test(start_paused = true)]
+async fn who_waits_waits_on_while_nothing_is_agreed_on() {
+    let (cluster, desks) = desks(26).await;
+    let mut user = desks[1].session();
+    let first = take(&mut user, None).await.unwrap();
+    cluster.cut(&[3]);
+    let mut other = desks[2].session();
+    let waiting = tokio::spawn(async move { take(&mut other, Some(300)).await });
+    sleep(Duration::from_secs(90)).await;
+    cluster.cut(&[]);
+    for _ in 0..5 {
+        user.renew().await.unwrap();
+        sleep(TTL / 2).await;
+    }
+    assert!(!waiting.is_finished());
+    cluster.cut(&[1]);
+    user.release("a").await.unwrap();
+    assert!(waiting.await.unwrap().unwrap() > first);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_lent_ends_with_the_lease_of_who_has_it() {
     let (_cluster, desks) = desks(23).await;

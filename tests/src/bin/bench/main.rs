@@ -103,13 +103,13 @@ fn run() -> Result<ExitCode> {
         .context("ROUNDS")?;
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| word == name);
     let name = std::env::var("CLUSTER").unwrap_or_else(|_| format!("bench{}", std::process::id()));
-    let up = |nodes| Bench::up(&name, nodes, rounds);
-    // What is agreed on takes three.
+    let up = |nodes, build| Bench::up(&name, nodes, build, rounds);
     if words.is_empty() || words.iter().any(|word| word != "lock") {
-        processes(&up(2)?, wanted)?;
+        processes(&up(2, &["--bench"])?, wanted)?;
     }
+    // What is agreed on takes three, and nothing that only measurements may have.
     if wanted("lock") {
-        let bench = up(3)?;
+        let bench = up(3, &[])?;
         report("lock", bench.lock());
         bench.cluster.check()?;
     }
@@ -147,8 +147,8 @@ struct Bench {
 
 impl Bench {
     /// Brings up a cluster of so many nodes of one processor each.
-    fn up(name: &str, nodes: u16, rounds: usize) -> Result<Self> {
-        let options = vec!["--bench", "--cpus", "1", "--mem", "1024"];
+    fn up(name: &str, nodes: u16, build: &[&'static str], rounds: usize) -> Result<Self> {
+        let options = [build, &["--cpus", "1", "--mem", "1024"]].concat();
         let shape = Shape {
             nodes,
             options,
