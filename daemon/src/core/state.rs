@@ -18,17 +18,21 @@ use super::hash::Hash;
 use super::kv::Kv;
 use super::lock::{self, Locks};
 
+mod authority;
 mod check;
 mod command;
 mod presence;
 pub(crate) mod spell;
 #[cfg(test)]
 mod tests;
+mod token;
 
+pub use authority::{Authority, MAX_EARLIER, MAX_REVOKED};
 use check::{check_addr, check_authority, check_name, check_node_name, place};
 pub use command::{Candidate, Command, Outcome, Refusal, Why};
 pub use presence::Presence;
 pub use spell::Unique;
+pub use token::{MAX_TOKEN_ID_BYTES, MAX_TOKEN_MS, MAX_TOKENS, Token};
 
 /// Longest name of a cluster or a node.
 pub const MAX_NAME_BYTES: usize = 63;
@@ -36,16 +40,6 @@ pub const MAX_NAME_BYTES: usize = 63;
 pub const MAX_CA_BYTES: usize = 4096;
 /// Longest key of an authority, sealed.
 pub const MAX_SEALED_BYTES: usize = 4096;
-/// Most tokens, those that are used up and have not ended among them.
-pub const MAX_TOKENS: usize = 64;
-/// Longest name of a token.
-pub const MAX_TOKEN_ID_BYTES: usize = 16;
-/// Longest time a token is good for.
-pub const MAX_TOKEN_MS: u64 = 30 * 24 * 3600 * 1000;
-/// Most certificates that are remembered as revoked.
-pub const MAX_REVOKED: usize = 4096;
-/// Most certificates of one node that may still be good.
-pub const MAX_EARLIER: usize = 4;
 
 /// The cluster itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,29 +53,6 @@ pub struct Cluster {
     pub founded_ms: u64,
     /// Whom its nodes believe.
     pub authority: Authority,
-}
-
-/// Who certifies nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Authority {
-    /// Its certificate, PEM.
-    pub ca: String,
-    /// Its key, sealed.
-    #[serde(with = "spell::base64")]
-    pub sealed_key: Vec<u8>,
-    /// How many authorities there were before.
-    pub generation: u32,
-    /// Certificate of the one before, while it is believed as well.
-    pub previous: Option<String>,
-}
-
-impl Authority {
-    /// Whether certificates of the authority `generation` are believed.
-    fn believes(&self, generation: u32) -> bool {
-        generation == self.generation
-            || (self.previous.is_some() && generation.checked_add(1) == Some(self.generation))
-    }
 }
 
 /// A node.
@@ -130,21 +101,6 @@ pub struct Gone {
     pub why: Why,
     /// Of the command by which it had joined.
     pub nonce: Unique,
-}
-
-/// What lets machines join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Token {
-    /// SHA-256 of its secret.
-    pub secret: Hash,
-    /// Not after this.
-    pub expires_ms: u64,
-    /// The user who made it.
-    pub made_by_uid: u32,
-    /// Machines that may still join. One with none is kept until it ends, so that the command
-    /// that made it does not make it again.
-    pub uses_left: u16,
 }
 
 /// All of it.
@@ -215,11 +171,7 @@ impl State {
                 Err(Refusal::AlreadyFounded)
             }
             Command::AddToken { .. } => self.add_token(command),
-            Command::DropToken { id } => {
-                let token = self.tokens.get_mut(id).ok_or(Refusal::TokenUnknown)?;
-                token.uses_left = 0;
-                Ok(Outcome::Done)
-            }
+            Command::DropToken { id } => self.drop_token(id),
             Command::Join {
                 token,
                 secret,
@@ -285,11 +237,6 @@ impl State {
         self.nodes.get_mut(&node).ok_or(Refusal::NoSuchNode)
     }
 
-    fn authority(&mut self) -> Result<&mut Authority, Refusal> {
-        let cluster = self.cluster.as_mut();
-        cluster.map(|c| &mut c.authority).ok_or(Refusal::NotFounded)
-    }
-
     fn name_is_free(&self, name: &str, but_for: NodeId) -> Result<(), Refusal> {
         let mut others = self.nodes.iter().filter(|(node, _)| **node != but_for);
         if others.any(|(_, m)| m.name == name) {
@@ -314,10 +261,6 @@ impl State {
             return Err(Refusal::FingerprintTaken);
         }
         Ok(())
-    }
-
-    fn generation(&self) -> u32 {
-        self.cluster.as_ref().map_or(0, |c| c.authority.generation)
     }
 
     fn found(&mut self, command: &Command) -> Answer {
@@ -358,55 +301,6 @@ impl State {
             },
         });
         Ok(self.admit(first, 0, *now_ms))
-    }
-
-    fn add_token(&mut self, command: &Command) -> Answer {
-        let Command::AddToken {
-            id,
-            secret,
-            expires_ms,
-            made_by_uid,
-            uses,
-            now_ms,
-        } = command
-        else {
-            return Err(Refusal::TokenInvalid);
-        };
-        self.tokens.retain(|_, t| t.expires_ms > *now_ms);
-        if let Some(token) = self.tokens.get(id) {
-            return if token.secret == *secret && token.expires_ms == *expires_ms {
-                Ok(Outcome::Done)
-            } else {
-                Err(Refusal::TokenExists)
-            };
-        }
-        if !(1..=MAX_TOKEN_ID_BYTES).contains(&id.len())
-            || !id
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-            || !(1..=MAX_NODE).contains(uses)
-            || *expires_ms > now_ms.saturating_add(MAX_TOKEN_MS)
-        {
-            return Err(Refusal::TokenInvalid);
-        }
-        if *expires_ms <= *now_ms {
-            return Err(Refusal::TokenExpired);
-        }
-        if self.tokens.len() >= MAX_TOKENS {
-            // One of no use makes room.
-            let of_no_use = self.tokens.iter().filter(|(_, t)| t.uses_left == 0);
-            let first = of_no_use.min_by_key(|(_, t)| t.expires_ms);
-            let first = first.map(|(id, _)| id.clone());
-            self.tokens.remove(&first.ok_or(Refusal::TooManyTokens)?);
-        }
-        let token = Token {
-            secret: *secret,
-            expires_ms: *expires_ms,
-            made_by_uid: *made_by_uid,
-            uses_left: *uses,
-        };
-        self.tokens.insert(id.clone(), token);
-        Ok(Outcome::Done)
     }
 
     /// Whether `candidate` may be a node, but for its number.
@@ -533,83 +427,5 @@ impl State {
                 .ok_or(Refusal::NoSuchNode)?;
         }
         Ok(Outcome::Lock(Arc::make_mut(&mut self.locks).apply(command)))
-    }
-
-    /// Remembers all of `fingerprints`, or none.
-    fn revoke(&mut self, fingerprints: &[Hash]) -> Result<(), Refusal> {
-        let new = fingerprints
-            .iter()
-            .filter(|f| !self.revoked.contains_key(f))
-            .count();
-        if self.revoked.len().saturating_add(new) > MAX_REVOKED {
-            return Err(Refusal::TooManyRevoked);
-        }
-        let generation = self.generation();
-        for fingerprint in fingerprints {
-            self.revoked.entry(*fingerprint).or_insert(generation);
-        }
-        Ok(())
-    }
-
-    fn renewed(&mut self, node: NodeId, since: u64, fingerprint: Hash, generation: u32) -> Answer {
-        let member = self.nodes.get(&node).filter(|m| m.epoch == since);
-        let member = member.ok_or(Refusal::NoSuchNode)?;
-        if member.fingerprint == fingerprint {
-            return Ok(Outcome::Done);
-        }
-        // An authority once left is not gone back to.
-        let newest = member.generation;
-        if !self.authority()?.believes(generation) || generation < newest {
-            return Err(Refusal::OtherAuthority);
-        }
-        self.fingerprint_is_free(fingerprint)?;
-        let mut earlier = self.member(node)?.earlier.clone();
-        earlier.push(self.member(node)?.fingerprint);
-        let too_many = earlier.len().saturating_sub(MAX_EARLIER);
-        let oldest: Vec<Hash> = earlier.drain(..too_many).collect();
-        self.revoke(&oldest)?;
-        let member = self.member(node)?;
-        member.earlier = earlier;
-        member.fingerprint = fingerprint;
-        member.generation = generation;
-        Ok(Outcome::Done)
-    }
-
-    fn begin_rotation(&mut self, generation: u32, ca: &str, sealed_key: &[u8]) -> Answer {
-        check_authority(ca, sealed_key)?;
-        let authority = self.authority()?;
-        if authority.previous.is_some() {
-            return if authority.generation == generation && authority.ca == ca {
-                Ok(Outcome::Rotating { generation })
-            } else {
-                Err(Refusal::RotationUnderway)
-            };
-        }
-        // Also what began one that is finished: it would bring an old authority back.
-        if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
-            return Err(Refusal::NoRotation);
-        }
-        let old = std::mem::replace(&mut authority.ca, ca.to_owned());
-        authority.previous = Some(old);
-        authority.sealed_key = sealed_key.to_vec();
-        authority.generation = generation;
-        Ok(Outcome::Rotating { generation })
-    }
-
-    fn finish_rotation(&mut self, generation: u32) -> Answer {
-        if self.generation() != generation || generation == 0 {
-            return Err(Refusal::NoRotation);
-        }
-        if self.authority()?.previous.is_none() {
-            return Ok(Outcome::Done);
-        }
-        let late = self.nodes.iter().find(|(_, m)| m.generation != generation);
-        if let Some((node, _)) = late {
-            return Err(Refusal::NotRenewed { node: *node });
-        }
-        self.authority()?.previous = None;
-        // What was revoked before was made by the authority that is not believed any more.
-        self.revoked.retain(|_, revoked| *revoked == generation);
-        Ok(Outcome::Done)
     }
 }
