@@ -17,6 +17,7 @@ pub mod limit;
 pub mod liveness;
 pub mod lock;
 pub mod migrate;
+pub mod offence;
 pub mod parts;
 pub mod policy;
 pub mod relink;

@@ -21,7 +21,9 @@ use super::lock::{self, Locks};
 mod authority;
 mod check;
 mod command;
+mod conduct;
 mod presence;
+mod rights;
 pub(crate) mod spell;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,9 @@ mod token;
 pub use authority::{Authority, MAX_EARLIER, MAX_REVOKED};
 use check::{check_addr, check_authority, check_name, check_node_name, place};
 pub use command::{Candidate, Command, Outcome, Refusal, Why};
+pub use conduct::Conduct;
 pub use presence::Presence;
+pub use rights::Objection;
 pub use spell::Unique;
 pub use token::{MAX_TOKEN_ID_BYTES, MAX_TOKEN_MS, MAX_TOKENS, Token};
 
@@ -81,6 +85,9 @@ pub struct Member {
     pub facts: Facts,
     /// Of the command by which it joined.
     pub nonce: Unique,
+    /// What is held against it.
+    #[serde(default, skip_serializing_if = "Conduct::is_blank")]
+    pub conduct: Conduct,
 }
 
 /// A node that was one.
@@ -120,7 +127,7 @@ pub struct State {
     /// Fingerprints of certificates that are not believed, and the generation of the authority
     /// when that was said.
     pub revoked: BTreeMap<Hash, u32>,
-    /// Grows by one whenever a node comes or goes, is declared dead or comes back.
+    /// Grows by one whenever a node comes or goes, is declared dead or quarantined, pardoned, or comes back.
     pub epoch: u64,
     /// What services of the cluster keep in it.
     pub kv: Arc<Kv>,
@@ -214,6 +221,13 @@ impl State {
             } => self.remove(*node, *since, Why::Left, *now_ms),
             Command::DeclareDead { node, since } => self.declare_dead(*node, *since),
             Command::ComeBack { node, ended } => self.come_back(*node, *ended),
+            Command::Accuse {
+                by,
+                node,
+                since,
+                offence,
+            } => self.accuse(*by, *node, *since, *offence),
+            Command::Pardon { node, since } => self.pardon(*node, *since),
             Command::Renewed {
                 node,
                 since,
@@ -341,6 +355,7 @@ impl State {
             cordoned: false,
             facts: candidate.facts.clone(),
             nonce: candidate.nonce,
+            conduct: Conduct::default(),
         };
         self.nodes.insert(node, member);
         Outcome::Joined { node, epoch }
@@ -414,6 +429,7 @@ impl State {
         self.nodes.remove(&node);
         self.gone.insert(node, gone);
         Arc::make_mut(&mut self.locks).end_of_node(node, since);
+        self.forget_accuser(node);
         let epoch = self.epoch;
         Ok(Outcome::Gone { node, epoch })
     }
@@ -422,9 +438,10 @@ impl State {
     fn lock(&mut self, command: &lock::Command) -> Answer {
         if let Some(lock::Opening { owner, .. }) = command.opening() {
             let member = self.nodes.get(&owner.node);
-            member
-                .filter(|m| m.epoch == owner.since)
-                .ok_or(Refusal::NoSuchNode)?;
+            let member = member.filter(|m| m.epoch == owner.since);
+            if member.ok_or(Refusal::NoSuchNode)?.conduct.quarantined {
+                return Err(Refusal::Quarantined);
+            }
         }
         Ok(Outcome::Lock(Arc::make_mut(&mut self.locks).apply(command)))
     }

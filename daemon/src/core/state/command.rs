@@ -10,6 +10,7 @@ use ssi::id::NodeId;
 use super::spell::{Unique, base64, node};
 use crate::core::facts::{Difference, Facts};
 use crate::core::hash::Hash;
+use crate::core::offence::Offence;
 use crate::core::{kv, lock};
 
 /// A machine that is about to become a node.
@@ -199,6 +200,27 @@ pub enum Command {
         /// What [`Outcome::Rotating`] said.
         generation: u32,
     },
+    /// A node saw that another did what no honest node does. Who is accused by most is quarantined.
+    Accuse {
+        /// Who saw it.
+        #[serde(with = "node")]
+        by: NodeId,
+        /// Who did it.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// Its [`super::Member::answers_since`].
+        since: u64,
+        /// What it did.
+        offence: Offence,
+    },
+    /// Hold nothing against a node any more: it may come back. Answer: [`Outcome::Epoch`].
+    Pardon {
+        /// Which.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// As for [`Command::Accuse`].
+        since: u64,
+    },
     /// Change what services keep. Answer: [`Outcome::Kv`].
     Kv(kv::Command),
     /// Something about locks. Answer: [`Outcome::Lock`].
@@ -340,6 +362,15 @@ pub enum Refusal {
     /// No more certificates can be remembered as revoked.
     #[error("too many certificates are revoked: change the authority")]
     TooManyRevoked,
+    /// Most nodes accuse it.
+    #[error("the node is quarantined: `ssictl node show` says what it is accused of")]
+    Quarantined,
+    /// Nobody accuses it.
+    #[error("nothing is held against the node")]
+    NotAccused,
+    /// It is for another node to propose.
+    #[error("the node may not propose that")]
+    NotYours,
 }
 
 fn join(differences: &[Difference]) -> String {
@@ -378,6 +409,9 @@ impl Refusal {
             Refusal::NoRotation => "no-rotation",
             Refusal::NotRenewed { .. } => "not-renewed",
             Refusal::TooManyRevoked => "too-many-revoked",
+            Refusal::Quarantined => "quarantined",
+            Refusal::NotAccused => "not-accused",
+            Refusal::NotYours => "not-yours",
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{Answer, Outcome, Refusal, State};
 pub struct Presence {
     /// The epoch that began when it joined, or came back.
     pub since: u64,
-    /// The epoch that began when it was declared dead; none if it was not.
+    /// The epoch that began when it was declared dead or quarantined; none if it was not.
     pub ended: Option<u64>,
 }
 
@@ -55,7 +55,11 @@ impl State {
     /// `node`, which was declared dead in the epoch `ended`, is there again.
     pub(super) fn come_back(&mut self, node: NodeId, ended: u64) -> Answer {
         let epoch = self.epoch.saturating_add(1);
-        let presence = &mut self.member(node)?.presence;
+        let member = self.member(node)?;
+        if member.conduct.quarantined {
+            return Err(Refusal::Quarantined);
+        }
+        let presence = &mut member.presence;
         match presence.ended {
             Some(at) if at == ended => {
                 *presence = Presence::since(epoch);

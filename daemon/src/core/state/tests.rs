@@ -8,11 +8,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::lock;
+use crate::core::offence::Offence;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const NOW_MS: u64 = 1_800_000_000_000;
 
-fn id(n: u16) -> NodeId {
+pub(super) fn id(n: u16) -> NodeId {
     NodeId::new(n).unwrap()
 }
 
@@ -100,7 +101,7 @@ fn founded() -> State {
 }
 
 /// Founded, and `n` nodes in all.
-fn of_nodes(n: u16) -> State {
+pub(super) fn of_nodes(n: u16) -> State {
     let mut state = founded();
     for n in 2..=n {
         let outcome = state.apply(&join(candidate(n, n.into())));
@@ -564,7 +565,7 @@ fn the_dead_may_come_back_in_another_epoch() {
 }
 
 /// A session of a node takes a lock of its own.
-fn lock_of(session: u128, node: u16, since: u64) -> Command {
+pub(super) fn lock_of(session: u128, node: u16, since: u64) -> Command {
     Command::Lock(lock::Command::Acquire {
         session: Unique(session),
         opening: Some(lock::Opening {
@@ -640,6 +641,13 @@ fn any_command() -> impl Strategy<Value = Command> {
             .prop_map(|(node, since, now_ms)| Command::Leave { node, since, now_ms }),
         3 => (node(), 0_u64..20).prop_map(|(node, since)| Command::DeclareDead { node, since }),
         3 => (node(), 0_u64..20).prop_map(|(node, ended)| Command::ComeBack { node, ended }),
+        9 => (node(), node(), 0_u64..20, 0_usize..3).prop_map(|(by, node, since, which)| Command::Accuse {
+            by,
+            node,
+            since,
+            offence: Offence::ALL[which],
+        }),
+        2 => (node(), 0_u64..20).prop_map(|(node, since)| Command::Pardon { node, since }),
         3 => (node(), 0_u64..20, fingerprint(), generation()).prop_map(
             |(node, since, fingerprint, generation)| Command::Renewed {
                 node,
@@ -668,6 +676,11 @@ fn aim(state: &State, command: &mut Command) {
         | Command::Renewed { node, since, .. } => {
             if let Some(member) = state.nodes.get(node) {
                 *since = member.epoch;
+            }
+        }
+        Command::Accuse { node, since, .. } | Command::Pardon { node, since } => {
+            if let Some(member) = state.nodes.get(node) {
+                *since = member.answers_since();
             }
         }
         Command::DeclareDead { node, since } => {
@@ -718,6 +731,13 @@ fn holds(state: &State) -> Result<(), TestCaseError> {
         prop_assert!(
             m.epoch <= m.presence.since && m.presence.since <= ended && ended <= state.epoch
         );
+        let conduct = &m.conduct;
+        prop_assert!(!conduct.quarantined || m.presence.ended.is_some());
+        prop_assert!(!conduct.quarantined || conduct.accusers.len() > 1);
+        prop_assert!(m.answers_since() <= state.epoch);
+        for by in conduct.accusers.keys().filter(|_| !conduct.quarantined) {
+            prop_assert!(state.nodes.contains_key(by) && !state.is_quarantined(*by));
+        }
     }
     prop_assert_eq!(state.cluster.is_none(), state.nodes.is_empty());
     if let Some(cluster) = &state.cluster {
@@ -745,7 +765,10 @@ proptest! {
             let outcome = state.apply(&command);
             holds(&state)?;
 
-            let who = |s: &State| s.nodes.iter().map(|(n, m)| (*n, m.epoch, m.presence)).collect::<Vec<_>>();
+            let who = |s: &State| {
+                let all = s.nodes.iter();
+                all.map(|(n, m)| (*n, m.epoch, m.presence, m.conduct.pardoned)).collect::<Vec<_>>()
+            };
             let changed = who(&before) != who(&state);
             prop_assert_eq!(state.epoch, before.epoch + u64::from(changed), "{:?}", command);
             if let Outcome::Refused(_) = outcome {
