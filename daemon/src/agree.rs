@@ -7,13 +7,16 @@
 //! that one was made; the state ([`machine`]) is what comes of them. Who leads decides on their
 //! order; any node takes a change and brings it there ([`carrier`]).
 
+mod accusation;
 pub mod carrier;
 pub mod disk;
 mod guard;
+mod heed;
 pub mod keeper;
 pub mod lease;
 pub mod log;
 pub mod machine;
+mod recall;
 mod runtime;
 #[cfg(test)]
 mod tests;
@@ -43,8 +46,10 @@ use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
 use self::guard::Here;
 use self::log::Log;
 use self::machine::Machine;
+use self::recall::Recall;
 use self::runtime::Runtime;
 use crate::core::kv;
+use crate::core::offence::Offence;
 use crate::core::state::{Command, Outcome, State, Unique};
 
 /// A command on its way through the log.
@@ -242,6 +247,10 @@ struct Inner {
     state: watch::Receiver<Arc<State>>,
     /// When the leader was heard of last.
     heard: Mutex<Option<Instant>>,
+    /// What leaders said lately.
+    recall: Mutex<Recall>,
+    /// Who leads and is not followed, until when.
+    turned_from: Mutex<Option<(NodeId, Instant)>>,
     /// Held while the directory is in use.
     lock: Mutex<Option<File>>,
 }
@@ -329,6 +338,8 @@ impl Agreement {
             timing,
             state,
             heard: Mutex::new(None),
+            recall: Mutex::default(),
+            turned_from: Mutex::new(None),
             lock: Mutex::new(Some(lock)),
         })))
     }
@@ -354,10 +365,7 @@ impl Agreement {
     /// # Errors
     /// [`Error::Unknown`] says that it may have been made; all others say that it was not.
     pub async fn propose(&self, command: Command) -> Result<Outcome, Error> {
-        let bytes = serde_json::to_vec(&command).map_or(usize::MAX, |json| json.len());
-        if bytes > carrier::MAX_COMMAND_BYTES {
-            return Err(Error::TooLong(bytes));
-        }
+        fits(&command)?;
         let until = Instant::now() + self.0.timing.answer();
         loop {
             let leader = match self.propose_here(&command, until).await {
@@ -378,6 +386,17 @@ impl Agreement {
             }
             again(until).await?;
         }
+    }
+
+    /// Makes a change that only who leads makes; this node must lead.
+    ///
+    /// # Errors
+    /// As [`Self::propose`], and [`Error::NotLeader`]. Another leader is not asked: it would take that
+    /// for a lie.
+    pub async fn decree(&self, command: Command) -> Result<Outcome, Error> {
+        fits(&command)?;
+        let until = Instant::now() + self.0.timing.answer();
+        Ok(self.propose_here(&command, until).await?)
     }
 
     /// Makes a change that changes nothing if it is made again: it is proposed again as long as nobody
@@ -494,7 +513,12 @@ impl Agreement {
     pub async fn serve(&self, from: NodeId, request: &[u8]) -> Vec<u8> {
         let answer = match carrier::decode(request) {
             Some(request) => self.answer(from, request).await,
-            None => Answer::Refused(Refusal::Bad),
+            None => {
+                if carrier::is_garbage(request) {
+                    self.offended(from, Offence::Unreadable);
+                }
+                Answer::Refused(Refusal::Bad)
+            }
         };
         carrier::encode(&answer).unwrap_or_default()
     }
@@ -507,12 +531,25 @@ impl Agreement {
         let stopped = Answer::Refused(Refusal::Stopped);
         let refused = Answer::Refused;
         let here = Here::of(&raft.metrics().borrow_watched());
+        if let Some(offence) = here.offence(from, &request) {
+            self.offended(from, offence);
+            return refused(Refusal::Bad);
+        }
+        if !self.heeds(from, &request) {
+            return refused(Refusal::Bad);
+        }
         if let Request::Append { rpc, .. } = &request
             && let Some(vote) = here.later(&rpc.vote)
         {
             return Answer::Append(AppendEntriesResponse::HigherVote(vote));
         }
         if !here.accepts(&request) {
+            return refused(Refusal::Bad);
+        }
+        if let Request::Append { rpc, .. } = &request
+            && self.contradicts(rpc.vote.leader_id, &rpc.entries)
+        {
+            self.offended(from, Offence::TwoEntries);
             return refused(Refusal::Bad);
         }
         match request {
@@ -542,10 +579,13 @@ impl Agreement {
                 let answer = raft.handle_transfer_leader(rpc).await;
                 answer.map_or(stopped, Answer::Transfer)
             }
-            Request::Propose(command) => self
-                .propose_here(&command, until)
-                .await
-                .map_or_else(refused, Answer::Proposed),
+            Request::Propose(command) => match self.objection(from, &command) {
+                Some(refusal) => Answer::Proposed(Outcome::Refused(refusal)),
+                None => self
+                    .propose_here(&command, until)
+                    .await
+                    .map_or_else(refused, Answer::Proposed),
+            },
             Request::ReadIndex => self
                 .index_here(until)
                 .await
@@ -670,6 +710,15 @@ impl Agreement {
     async fn ask(&self, to: NodeId, what: &Request, until: Instant) -> Result<Answer, NoAnswer> {
         carrier::ask(self.0.carrier.as_ref(), to, what, left(until)).await
     }
+}
+
+/// Whether a command may go through the log.
+fn fits(command: &Command) -> Result<(), Error> {
+    let bytes = serde_json::to_vec(command).map_or(usize::MAX, |json| json.len());
+    if bytes > carrier::MAX_COMMAND_BYTES {
+        return Err(Error::TooLong(bytes));
+    }
+    Ok(())
 }
 
 /// Time since a majority was heard of, if `own` leads.

@@ -14,11 +14,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
 use super::guard::may_answer;
 use super::{Snapshot, SnapshotMeta, Types, Vote};
+use crate::core::offence::Offence;
 use crate::core::state::{Command, Outcome, State};
 
 /// Longest message.
@@ -47,6 +49,9 @@ pub trait Carrier: Send + Sync + 'static {
     /// Brings `request` to a node, which gives it to [`super::Agreement::serve`], and its answer
     /// back. May take as long as it likes: who asks does not wait for ever.
     fn ask(&self, to: NodeId, request: Vec<u8>) -> Asked<'_>;
+
+    /// Is told what a node did that no node does which keeps to the rules.
+    fn offended(&self, _node: NodeId, _offence: Offence) {}
 }
 
 /// What is asked.
@@ -120,7 +125,12 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }
 
-/// Asks a node, and waits so long.
+/// Whether bytes that could not be decoded are none of a later version either.
+pub(super) fn is_garbage(bytes: &[u8]) -> bool {
+    bytes.len() > MAX_MESSAGE_BYTES || serde_json::from_slice::<IgnoredAny>(bytes).is_err()
+}
+
+/// Asks a node, and waits so long. An answer that is none to this is as good as lost.
 pub(super) async fn ask(
     carrier: &dyn Carrier,
     to: NodeId,
@@ -131,7 +141,18 @@ pub(super) async fn ask(
     let answer = tokio::time::timeout(within, carrier.ask(to, bytes))
         .await
         .map_err(|_| NoAnswer::Lost)??;
-    decode(&answer).ok_or(NoAnswer::Lost)
+    let Some(answer) = decode(&answer) else {
+        // What has no room in a message is answered with nothing.
+        if !answer.is_empty() && is_garbage(&answer) {
+            carrier.offended(to, Offence::Unreadable);
+        }
+        return Err(NoAnswer::Lost);
+    };
+    if !may_answer(request, &answer) {
+        carrier.offended(to, Offence::ImpossibleAnswer);
+        return Err(NoAnswer::Lost);
+    }
+    Ok(answer)
 }
 
 /// Tells whether this node, should it lead, has heard of a majority lately.
@@ -169,12 +190,7 @@ impl Link {
         let unreachable = |e: NoAnswer| RPCError::from(Unreachable::new(&e));
         let to = self.to.ok_or_else(|| unreachable(NoAnswer::NotSent))?;
         let answer = ask(self.carrier.as_ref(), to, request, within).await;
-        let answer = answer.map_err(unreachable)?;
-        if may_answer(request, &answer) {
-            Ok(answer)
-        } else {
-            Err(stray(&answer))
-        }
+        answer.map_err(unreachable)
     }
 
     async fn ask_vote(

@@ -4,12 +4,19 @@
 //! say: it would stop those who hear it, for good where the number of a reign is written down.
 //!
 //! Raft believes who leads. What a leader puts into the log is not looked into here.
+//!
+//! Some of it an honest node may say once in a long while: one that has lost the lead may still read its log, and
+//! send of it, while the next leader writes it. That is refused. What no honest node says is an
+//! [`Offence`] as well.
 
 use openraft::RaftTypeConfig;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 
+use ssi::id::NodeId;
+
 use super::carrier::{Answer, Request};
-use super::{LogId, Metrics, Types, Vote};
+use super::{LogId, Metrics, Types, Vote, raft_id};
+use crate::core::offence::Offence;
 
 /// A reign is at most so far from those that are known here. Each step is a write to the disk, so that
 /// nobody gets to the end of the numbers.
@@ -17,7 +24,7 @@ const MAX_LEAP: u64 = 1 << 32;
 /// Highest number of a reign a node believes that was in none yet, and of an entry.
 const MAX_NUMBER: u64 = 1 << 62;
 
-type Leader = <Types as RaftTypeConfig>::LeaderId;
+pub(super) type Leader = <Types as RaftTypeConfig>::LeaderId;
 
 /// What is known here.
 #[derive(Clone, Debug)]
@@ -76,13 +83,39 @@ impl Here {
         }
     }
 
+    /// What `from` does by asking this that no honest node does, whatever it has missed.
+    pub(super) fn offence(&self, from: NodeId, request: &Request) -> Option<Offence> {
+        let (vote, leads) = match request {
+            Request::Append { rpc, .. } => (&rpc.vote, Some(true)),
+            Request::Vote(rpc) | Request::PreVote(rpc) => (&rpc.vote, Some(false)),
+            Request::Snapshot { vote, .. } => (vote, Some(true)),
+            Request::Transfer(rpc) => (rpc.from_leader(), None),
+            Request::Propose(_) | Request::ReadIndex => return None,
+        };
+        if vote.leader_id.node_id != raft_id(from) {
+            return Some(Offence::AnotherName);
+        }
+        let is_sound = match request {
+            Request::Append { rpc, .. } => has_no_gap(rpc),
+            Request::Snapshot { meta, .. } => {
+                let (last, members) = (meta.last_log_id, *meta.last_membership.log_id());
+                members <= last && last.is_none_or(|id| id.index <= MAX_NUMBER)
+            }
+            _ => true,
+        };
+        let is_in_role = leads.is_none_or(|leads| vote.committed == leads);
+        (!is_sound || !is_in_role || !self.may_be(vote)).then_some(Offence::ImpossibleRequest)
+    }
+
     /// Whether each entry follows the one before, and none is of a reign that is to come.
     fn follow(&self, rpc: &AppendEntriesRequest<Types>) -> bool {
+        if !has_no_gap(rpc) {
+            return false;
+        }
         let mut last = rpc.prev_log_id;
         for entry in &rpc.entries {
             let id = entry.log_id;
-            let next = last.map_or(Some(0), |last| last.index.checked_add(1));
-            if next != Some(id.index) || last.is_some_and(|last| id.leader_id < last.leader_id) {
+            if last.is_some_and(|last| id.leader_id < last.leader_id) {
                 return false;
             }
             last = Some(id);
@@ -95,6 +128,19 @@ impl Here {
         };
         named.all(|id| self.may_hold(&rpc.vote.leader_id, id)) && rpc.leader_commit.is_none_or(fits)
     }
+}
+
+/// Whether the number of each entry follows that of the one before, and none is out of all proportion.
+fn has_no_gap(rpc: &AppendEntriesRequest<Types>) -> bool {
+    let mut last = rpc.prev_log_id.map(|id| id.index);
+    for entry in &rpc.entries {
+        let next = last.map_or(Some(0), |last| last.checked_add(1));
+        if next != Some(entry.log_id.index) {
+            return false;
+        }
+        last = next;
+    }
+    last.is_none_or(|index| index <= MAX_NUMBER)
 }
 
 /// Whether both may be in one log: later reigns only add to it.
@@ -122,7 +168,11 @@ pub(super) fn may_answer(request: &Request, answer: &Answer) -> bool {
         (Request::Snapshot { vote, .. }, Answer::Snapshot(answer)) => {
             knows(vote).may_be(&answer.vote)
         }
-        _ => true,
+        (Request::Transfer(_), Answer::Transfer(_))
+        | (Request::Propose(_), Answer::Proposed(_))
+        | (Request::ReadIndex, Answer::ReadIndex(_))
+        | (_, Answer::Refused(_)) => true,
+        _ => false,
     }
 }
 
@@ -196,6 +246,37 @@ mod tests {
     }
 
     #[test]
+    fn what_no_honest_node_says_is_an_offence_and_what_is_late_is_none() {
+        let of = |from: u16, request: &Request| here().offence(NodeId::new(from).unwrap(), request);
+        let impossible = Some(Offence::ImpossibleRequest);
+        // Refused, and no offence: a leader of before whose log is written by another now.
+        for late in [
+            append(4, id(3, 7), &[id(4, 8), id(3, 9)], Value::Null),
+            append(4, id(3, 7), &[id(5, 8)], Value::Null),
+            append(4, id(2, 8), &[], Value::Null),
+            append(2, id(2, 6), &[id(2, 7)], Value::Null),
+            append(4, id(4, 6), &[], Value::Null),
+        ] {
+            assert_eq!(of(2, &late), None);
+            assert_eq!(of(3, &late), Some(Offence::AnotherName));
+        }
+        for lie in [
+            append(4, id(3, 7), &[id(4, 9)], Value::Null),
+            append(4, id(3, u64::MAX), &[id(3, 0)], Value::Null),
+            append(5 + MAX_LEAP, id(3, 7), &[], Value::Null),
+            request(json!({"vote": {"vote": vote(4), "last_log_id": null}})),
+            request(json!({"append": {"has_majority": true, "rpc": {
+                "vote": {"leader_id": {"term": 4, "node_id": 2}, "committed": false},
+                "prev_log_id": null, "leader_commit": null, "entries": [],
+            }}})),
+        ] {
+            assert_eq!(of(2, &lie), impossible);
+        }
+        let read_index = request(json!("read-index"));
+        assert_eq!(of(2, &read_index), None);
+    }
+
+    #[test]
     fn an_earlier_reign_is_not_listened_to() {
         let of = |term: u64| serde_json::from_value::<Vote>(vote(term)).unwrap();
         assert_eq!(here().later(&of(2)), Some(of(3)));
@@ -234,5 +315,7 @@ mod tests {
             )
         };
         assert!(may_answer(&ask(4), &voted(5)) && !may_answer(&ask(4), &voted(u64::MAX)));
+        let stopped = answer(json!({"refused": "stopped"}));
+        assert!(may_answer(&later, &stopped) && !may_answer(&later, &voted(5)));
     }
 }

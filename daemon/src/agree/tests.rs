@@ -2,12 +2,14 @@
 
 //! Nodes in one process, with wires that are cut and lose answers, on a clock that does not wait.
 
+mod hostile;
 mod keeper;
 mod linear;
 mod storm;
 
 use std::cell::Cell;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +17,9 @@ use tempfile::TempDir;
 
 use super::carrier::Asked;
 use super::*;
+use crate::core::facts::Facts;
+use crate::core::hash::Hash;
+use crate::core::state::Candidate;
 
 thread_local! {
     /// Plants an error: a node says what it knows, without asking whether there is more.
@@ -50,6 +55,12 @@ struct Wires {
     /// Where the files of a node are, if it lost power once.
     dirs: BTreeMap<NodeId, PathBuf>,
     snapshots: u64,
+    /// Leaders that say that it is agreed on who is accused, and leave it out.
+    hiding: BTreeSet<NodeId>,
+    /// Who saw whom do what no honest node does.
+    offences: Vec<(NodeId, NodeId, Offence)>,
+    /// Who lies in this test.
+    liars: BTreeSet<NodeId>,
     dice: Dice,
 }
 
@@ -86,6 +97,9 @@ impl Carrier for Wire {
                 if all.stopped.contains(&(self.own, to)) {
                     return Err(NoAnswer::Lost);
                 }
+                if all.hiding.contains(&to) && request.starts_with(b"{\"propose\":{\"accuse\"") {
+                    return Ok(carrier::encode(&Answer::Proposed(Outcome::Done)).unwrap());
+                }
                 (node, all.dirs.get(&to).cloned(), there, back, lost, again)
             };
             sleep(Duration::from_millis(there)).await;
@@ -108,12 +122,32 @@ impl Carrier for Wire {
             Ok(answer)
         })
     }
+
+    fn offended(&self, node: NodeId, offence: Offence) {
+        let mut all = self.all.lock().unwrap();
+        all.offences.push((self.own, node, offence));
+    }
 }
 
 struct Cluster {
     dir: TempDir,
     wires: Arc<Mutex<Wires>>,
     timing: Timing,
+}
+
+/// Whatever happened, nobody was accused who does not lie. One whose disk forgets may make two entries of one
+/// number; it is not honest, if not by its own fault.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let all = self.wires.lock().unwrap();
+        for (by, node, offence) in &all.offences {
+            let is_known = all.liars.contains(node) || *offence == Offence::TwoEntries;
+            assert!(is_known, "{by} accuses {node} of {offence}");
+        }
+    }
 }
 
 fn n(node: u16) -> NodeId {
@@ -139,6 +173,52 @@ fn wish(name: &str, expected: Option<u64>, text: &str) -> kv::Command {
     }
 }
 
+fn candidate(node: u16) -> Candidate {
+    Candidate {
+        node: n(node),
+        name: format!("n{node}"),
+        addr: SocketAddr::from(([10, 0, 0, 1], 7400 + node)),
+        fingerprint: Hash::of(&node.to_le_bytes()),
+        facts: Facts {
+            kernel: "7.3.4".to_owned(),
+            ..Facts::default()
+        },
+        nonce: Unique(node.into()),
+    }
+}
+
+/// Three nodes form a cluster.
+fn formation() -> Vec<Command> {
+    let secret = Hash::of(b"secret");
+    let join = |node| Command::Join {
+        token: "t".to_owned(),
+        secret,
+        candidate: candidate(node),
+        generation: 0,
+        now_ms: 1,
+    };
+    vec![
+        Command::Found {
+            name: "here".to_owned(),
+            id: Unique(1),
+            ca: "authority".to_owned(),
+            sealed_key: vec![1],
+            first: candidate(1),
+            now_ms: 0,
+        },
+        Command::AddToken {
+            id: "t".to_owned(),
+            secret,
+            expires_ms: 1000,
+            made_by_uid: 0,
+            uses: 2,
+            now_ms: 0,
+        },
+        join(2),
+        join(3),
+    ]
+}
+
 fn text(state: &State, name: &str) -> String {
     String::from_utf8(state.kv.get(name).unwrap().bytes.to_vec()).unwrap()
 }
@@ -160,6 +240,9 @@ impl Cluster {
                 late_ms: 20,
                 dirs: BTreeMap::new(),
                 snapshots: 0,
+                hiding: BTreeSet::new(),
+                offences: Vec::new(),
+                liars: BTreeSet::new(),
                 dice: Dice(seed),
             })),
             timing: Timing {
@@ -211,6 +294,24 @@ impl Cluster {
         let voters = set(&[1, 2, 3]);
         all[0].set_members(voters, set(&[])).await.unwrap();
         (cluster, all)
+    }
+
+    /// As [`Self::three`], and agreed on who they are: each is there since the epoch of its number.
+    async fn three_members(seed: u64) -> (Self, Vec<Agreement>) {
+        let (cluster, all) = Self::three(seed).await;
+        for command in formation() {
+            let outcome = all[0].propose(command).await.unwrap();
+            assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        }
+        for node in &all {
+            node.read().await.unwrap();
+        }
+        (cluster, all)
+    }
+
+    /// Asserts that nobody was accused of anything.
+    fn assert_honest(&self) {
+        assert_eq!(self.wires.lock().unwrap().offences, []);
     }
 }
 
@@ -422,6 +523,7 @@ async fn trouble(seed: u64) {
     for node in &nodes {
         states.push(node.read().await.unwrap());
     }
+    cluster.assert_honest();
     assert!(!sure.is_empty());
     assert!(states.iter().all(|s| *s == states[0]));
     for name in sure.keys() {
@@ -439,6 +541,7 @@ async fn nothing_acknowledged_is_lost_in_trouble() {
 #[tokio::test(start_paused = true)]
 async fn nobody_speaks_for_another_and_garbage_is_refused() {
     let (cluster, all) = Cluster::three(7).await;
+    cluster.wires.lock().unwrap().liars = set(&[2, 3, 4]);
     let bad =
         |bytes: &[u8]| carrier::decode::<serde_json::Value>(bytes).unwrap()["refused"] == "bad";
     let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"node_id":2},"committed":false},"last_log_id":null}}"#;

@@ -22,10 +22,9 @@ fn unique() -> Option<Unique> {
 
 impl Desk {
     fn session(&self) -> Session {
-        // Who speaks for a session is not looked into: the first node is a member.
         let owner = Owner {
             uid: 7,
-            ..linear::owner()
+            ..linear::owner(self.node.0.own)
         };
         let session = Session::new(&self.node, unique().unwrap(), owner, None, TTL);
         session.kept_by(Arc::clone(&self.keeper))
@@ -37,8 +36,7 @@ impl Desk {
 }
 
 async fn desks(seed: u64) -> (Cluster, Vec<Desk>) {
-    let (cluster, all) = Cluster::three(seed).await;
-    all[0].propose(linear::founding()).await.unwrap();
+    let (cluster, all) = Cluster::three_members(seed).await;
     let desks = all.into_iter().map(|node| {
         let keeper = Arc::new(Keeper::new(&node, unique).unwrap());
         let serving = Arc::clone(&keeper);

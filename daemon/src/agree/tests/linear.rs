@@ -3,18 +3,13 @@
 //! What clients see of values and locks, while nodes are stopped, cut off and lose answers, is what
 //! they could see of one machine.
 
-use std::net::SocketAddr;
-
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::agree::keeper::{Keeper, LENDS_TOO_LONG};
 use crate::agree::lease::{self, Session, keep_time};
-use crate::core::facts::Facts;
-use crate::core::hash::Hash;
 use crate::core::history::{Event, Lock, LockOp, Value, ValueOp, is_linear};
 use crate::core::lock::{Mode, Owner, Refusal};
-use crate::core::state::Candidate;
 
 const NAMES: u64 = 3;
 const CLIENTS: u64 = 4;
@@ -23,32 +18,11 @@ const HOLDS: u64 = 20;
 const LOCKS: u64 = 3;
 const TTL: Duration = Duration::from_secs(3);
 
-pub(super) fn owner() -> Owner {
+pub(super) fn owner(node: NodeId) -> Owner {
     Owner {
-        node: n(1),
-        since: 1,
+        node,
+        since: node.get().into(),
         uid: 0,
-    }
-}
-
-pub(super) fn founding() -> Command {
-    Command::Found {
-        name: "here".to_owned(),
-        id: Unique(1),
-        ca: "authority".to_owned(),
-        sealed_key: vec![1],
-        first: Candidate {
-            node: n(1),
-            name: "n1".to_owned(),
-            addr: SocketAddr::from(([10, 0, 0, 1], 7400)),
-            fingerprint: Hash::of(b"n1"),
-            facts: Facts {
-                kernel: "7.3.4".to_owned(),
-                ..Facts::default()
-            },
-            nonce: Unique(1),
-        },
-        now_ms: 0,
     }
 }
 
@@ -203,7 +177,7 @@ impl Client<LockOp> {
 
     async fn hold(&mut self, node: &Agreement, id: Unique, name: u64) -> Result<(), lease::Error> {
         let keeper = Arc::clone(&self.keepers.lock().unwrap()[&node.0.own]);
-        let session = Session::new(node, id, owner(), None, TTL);
+        let session = Session::new(node, id, owner(node.0.own), None, TTL);
         let mut session = session.kept_by(Arc::clone(&keeper));
         let lock = name.to_string();
         let wait = Duration::from_millis(self.dice.below(20_000));
@@ -245,8 +219,7 @@ async fn trouble<O: Send + 'static, F>(seed: u64, run: impl Fn(Client<O>) -> F) 
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let (cluster, all) = Cluster::three(seed).await;
-    all[0].propose(founding()).await.unwrap();
+    let (cluster, all) = Cluster::three_members(seed).await;
     let cluster = Arc::new(cluster);
     let seen = Arc::new(Mutex::new(Seen::default()));
     let begun = Instant::now();

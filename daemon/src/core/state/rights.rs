@@ -74,15 +74,16 @@ impl State {
     /// The node whose session `command` is about, as far as that is known. The numbers of sessions are
     /// random: a node names only its own.
     fn owner(&self, command: &lock::Command) -> Option<NodeId> {
+        if let Some(opening) = command.opening() {
+            return Some(opening.owner.node);
+        }
         let session = match command {
-            lock::Command::Acquire {
-                opening: Some(opening),
-                ..
-            } => return Some(opening.owner.node),
             lock::Command::Acquire { session, .. }
             | lock::Command::Renew { session }
             | lock::Command::Close { session }
-            | lock::Command::Release { session, .. } => session,
+            | lock::Command::Release { session, .. }
+            | lock::Command::Keep { session, .. }
+            | lock::Command::Reveal { session, .. } => session,
             lock::Command::Tick { .. } => return None,
         };
         let session = self.locks.session(*session);

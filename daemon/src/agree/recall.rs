@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What those who led said lately, to see whether one says two things: two entries of one number that it
+//! made itself in one reign.
+//!
+//! A leader shows an entry when it is on its disk, and never changes it: one that begins anew goes on where
+//! its log ends, even if it lost power. What it passes on of earlier reigns is not its own.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Entry;
+use super::guard::Leader;
+use crate::core::hash::Hash;
+
+/// So many of the last entries of one leader are known.
+const MAX_ENTRIES: usize = 512;
+
+/// What is known of the last reign of each node.
+#[derive(Default)]
+pub(super) struct Recall(HashMap<u64, (Leader, BTreeMap<u64, Hash>)>);
+
+impl Recall {
+    /// `leader` sends these; says whether it made others of the same numbers before.
+    pub(super) fn contradicts(&mut self, leader: Leader, entries: &[Entry]) -> bool {
+        let (reign, known) = self
+            .0
+            .entry(leader.node_id)
+            .or_insert_with(|| (leader, BTreeMap::new()));
+        if *reign != leader {
+            *reign = leader;
+            known.clear();
+        }
+        for entry in entries.iter().filter(|e| e.log_id.leader_id == leader) {
+            let Ok(json) = serde_json::to_vec(&entry.payload) else {
+                continue;
+            };
+            let is = Hash::of(&json);
+            if *known.entry(entry.log_id.index).or_insert(is) != is {
+                return true;
+            }
+            if known.len() > MAX_ENTRIES {
+                known.pop_first();
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(term: u64, index: u64, text: &str) -> Entry {
+        let command = json!({"rename": {"node": 1, "name": text}});
+        let id = json!({"leader_id": {"term": term, "node_id": 2}, "index": index});
+        serde_json::from_value(json!({"log_id": id, "payload": {"Normal": command}})).unwrap()
+    }
+
+    #[test]
+    fn a_leader_makes_one_entry_of_a_number() {
+        let leader = |term| entry(term, 0, "").log_id.leader_id;
+        let mut recall = Recall::default();
+        let mut says = |term, entries: &[Entry]| recall.contradicts(leader(term), entries);
+        assert!(!says(3, &[entry(3, 7, "a"), entry(3, 8, "b")]));
+        assert!(!says(3, &[entry(3, 8, "b"), entry(3, 9, "c")]), "again");
+        assert!(says(3, &[entry(3, 8, "x")]));
+        // What it has of an earlier reign is not of its making, and in another it begins anew.
+        assert!(!says(4, &[entry(3, 8, "x"), entry(4, 9, "c")]));
+        assert!(!says(4, &[entry(4, 10, "d")]));
+        assert!(says(4, &[entry(4, 9, "d")]));
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut recall = Recall::default();
+        for index in 0..2000 {
+            let e = entry(3, index, "a");
+            assert!(!recall.contradicts(e.log_id.leader_id, &[e]));
+        }
+        assert_eq!(recall.0[&2].1.len(), MAX_ENTRIES);
+        let e = entry(3, 1999, "x");
+        assert!(recall.contradicts(e.log_id.leader_id, &[e]));
+    }
+}
