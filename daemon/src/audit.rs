@@ -112,6 +112,32 @@ pub enum Event {
         /// The epoch since which it was there.
         since: u64,
     },
+    /// This node saw another do what no honest node does.
+    Offence {
+        /// Which.
+        peer: u16,
+        /// What, see [`crate::core::offence::Offence`].
+        offence: &'static str,
+    },
+    /// A node accuses another of what it saw; this node may be either.
+    Accused {
+        /// Whom.
+        peer: u16,
+        /// Who.
+        by: u16,
+        /// Of what.
+        offence: &'static str,
+    },
+    /// Most others accuse a node: it is not there any more, and cannot come back.
+    Quarantined {
+        /// Which.
+        peer: u16,
+    },
+    /// An administrator holds nothing against a node any more.
+    Pardoned {
+        /// Which.
+        peer: u16,
+    },
     /// A node that was declared dead is there again.
     CameBack {
         /// Which.
@@ -178,7 +204,9 @@ impl Event {
     fn cause(&self) -> Option<Cause> {
         match self {
             Event::ConnectionRefused { .. } | Event::Join { .. } => Some(Cause::Stranger),
-            Event::NodeAdmitted { .. } | Event::Arrival { .. } => Some(Cause::Node),
+            Event::NodeAdmitted { .. } | Event::Arrival { .. } | Event::Offence { .. } => {
+                Some(Cause::Node)
+            }
             Event::Migrate { outcome, .. } if outcome != MOVED => Some(Cause::User),
             Event::Governed { outcome, .. } if outcome != DONE => Some(Cause::User),
             _ => None,

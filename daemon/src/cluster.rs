@@ -18,8 +18,10 @@ use crate::core::health::View;
 use crate::core::hlc::Stamp;
 use crate::core::liveness::State;
 use crate::core::migrate::Phase;
+use crate::core::offence::Offence;
 use crate::core::policy::Policy;
 use crate::core::route::{MAX_HOPS, Route, route};
+use crate::core::state::Refusal;
 use crate::core::tie::Ties;
 use crate::council::Council;
 use crate::daemon::Parts;
@@ -450,7 +452,15 @@ impl Cluster {
     pub async fn list(&self) -> Result<(Vec<Process>, Vec<NodeId>), Failure> {
         let request = Request::List(List {});
         let others = survey::ask_all(self.roster(), &request, ASK_IN);
-        let (own, others) = tokio::join!(self.list_own(), others);
+        let (own, mut others) = tokio::join!(self.list_own(), others);
+        for (node, asked) in &mut others {
+            if asked
+                .take_if(|a| survey::is_impossible(&a.answer))
+                .is_some()
+            {
+                self.offended(*node, Offence::ImpossibleFigures);
+            }
+        }
         Ok(survey::processes(own?, others))
     }
 
@@ -493,6 +503,22 @@ impl Cluster {
         }
     }
 
+    /// Another node, which has proved that it is, did what no honest node does.
+    pub fn offended(&self, node: NodeId, offence: Offence) {
+        if let Ok(council) = self.council() {
+            council.offended(node, offence);
+        }
+    }
+
+    /// Refuses what a node in quarantine asks for. It is told what is agreed on, no more.
+    fn heeds(&self, from: NodeId, request: &Request) -> Result<(), Failure> {
+        let is_quarantined = |c: &Arc<Council>| c.state().is_quarantined(from);
+        if matches!(request, Request::Agree(_)) || !self.council().is_ok_and(is_quarantined) {
+            return Ok(());
+        }
+        Err(Refusal::Quarantined.into())
+    }
+
     /// Takes an event of the module.
     pub async fn event(&self, event: Event) {
         match event {
@@ -526,6 +552,10 @@ impl Cluster {
     }
 
     async fn serve(self: Arc<Self>, from: NodeId, request: Request, replies: Replies) {
+        if let Err(f) = self.heeds(from, &request) {
+            replies.finish(Answer::Failed(Failed::from(&f))).await;
+            return;
+        }
         let answer = match request {
             Request::Prepare(p) => {
                 let (token, pid) = (p.token, p.pid);
@@ -620,6 +650,10 @@ impl Service for Cluster {
         if let Ok(council) = self.council() {
             council.hinted(from, packet);
         }
+    }
+
+    fn offended(&self, from: NodeId, offence: Offence) {
+        Cluster::offended(self, from, offence);
     }
 
     fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>> {

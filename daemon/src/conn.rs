@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::core::hlc::Stamp;
+use crate::core::offence::Offence;
 use crate::msg::{Body, Envelope, Heartbeat};
 use crate::session::{Error, Session};
 
@@ -26,6 +27,8 @@ const MAX_BACKLOG_BYTES: usize = 256 * 1024;
 pub enum Heard {
     /// A message.
     Said(Body),
+    /// It did what no honest node does.
+    Offended(Offence),
     /// It ended; nothing else comes.
     Closed(String),
 }
@@ -52,7 +55,12 @@ impl Conn {
     {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(async move {
-            let why = match run(session, queued, id, &heard, &clock).await {
+            let ended = run(session, queued, id, &heard, &clock).await;
+            if let Err(Error::Message(_)) = &ended {
+                let lie = Heard::Offended(Offence::Unreadable);
+                let _ = heard.send((id, lie).into()).await;
+            }
+            let why = match ended {
                 Ok(()) => "no longer wanted".to_owned(),
                 Err(e) => format!("{:#}", anyhow::Error::from(e)),
             };
@@ -84,7 +92,12 @@ async fn run<T: From<(u64, Heard)>>(
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while let Some(envelope) = session.take::<Envelope>()? {
-            clock.hear(Stamp::from_bits(envelope.stamp));
+            let stamp = Stamp::from_bits(envelope.stamp);
+            clock.hear(stamp);
+            if !stamp.is_possible() {
+                let lie = Heard::Offended(Offence::ImpossibleTime);
+                let _ = heard.send((id, lie).into()).await;
+            }
             // A kind we do not know comes from a newer peer: it is passed over.
             if let Some(body) = envelope.body
                 && heard.send((id, Heard::Said(body)).into()).await.is_err()

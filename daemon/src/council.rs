@@ -10,6 +10,7 @@ mod lookout;
 mod service;
 mod steward;
 mod warden;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -26,6 +27,7 @@ use crate::clock::now_ms;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::core::facts::Facts;
+use crate::core::offence::Offence;
 use crate::core::parts::{Part, Parts};
 use crate::core::state::{self, Candidate, Command, Outcome, State, Unique, Why};
 use crate::failure::Failure;
@@ -36,6 +38,7 @@ use crate::seat::{self, Credentials, Seat, Store};
 use crate::tls;
 use envoy::Envoy;
 use lookout::Lookout;
+use witness::Sights;
 
 /// Longest wait for another node that does something for us.
 const ASK_IN: Duration = Duration::from_secs(20);
@@ -80,6 +83,8 @@ pub struct Council {
     agreement: Agreement,
     keeper: Arc<Keeper>,
     lookout: Lookout,
+    /// What others were seen to do.
+    sights: Sights,
     /// What arrives in parts, of each node.
     arriving: Mutex<BTreeMap<NodeId, Parts>>,
     store: Store,
@@ -208,12 +213,14 @@ impl Council {
         };
         let (lookout, looks_out) = Lookout::new(seat.node, Arc::downgrade(cluster));
         tasks.spawn(looks_out.run(agreement.watch(), config.peer_dead_after));
+        let (sights, seen) = witness::sights();
         let council = Arc::new(Self {
             own: seat.node,
             cluster: Arc::downgrade(cluster),
             agreement,
             keeper,
             lookout,
+            sights,
             arriving: Mutex::default(),
             store,
             life: config.certificate_life,
@@ -226,6 +233,7 @@ impl Council {
         tasks.spawn(Arc::clone(&council).follow());
         tasks.spawn(Arc::clone(&council).keep_certificate());
         tasks.spawn(Arc::clone(&council).steward());
+        tasks.spawn(Arc::clone(&council).witness(seen));
         tasks.spawn(Arc::clone(&council).watch_majority());
         tasks.spawn(Arc::clone(&council).watch_own_end());
         tasks.spawn(agree::lease::keep_time(council.agreement.clone()));
@@ -307,6 +315,11 @@ impl Council {
         accepted(self.agreement.propose(command).await?)
     }
 
+    /// Has all nodes agree on a change that only who leads makes; this node must.
+    async fn decree(&self, command: Command) -> Result<Outcome, Failure> {
+        accepted(self.agreement.decree(command).await?)
+    }
+
     /// Asks the node that leads.
     async fn ask_leader(&self, request: Request) -> Result<Answer, Failure> {
         let none = || Failure::Unavailable("no node leads the cluster now".to_owned());
@@ -360,6 +373,7 @@ impl Council {
                 let node = msg::node(retire.node);
                 let node = node.ok_or_else(|| Failure::NoNode(retire.node.to_string()))?;
                 if retire.leaves && node != from {
+                    self.offended(from, Offence::AnothersWish);
                     return Err(Failure::declined("not-yours", "nodes leave by themselves"));
                 }
                 let why = if retire.leaves {

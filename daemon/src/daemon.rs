@@ -257,6 +257,12 @@ async fn dispatch(mut callers: mpsc::Receiver<Caller>, cluster: Arc<Cluster>) {
                     peer.tell(Input::Opened(opened)).await;
                 }
             }
+            Caller::Offender(node, offence) => cluster.offended(node, offence),
+            Caller::Named(node, epoch) => {
+                if let Ok(council) = cluster.council() {
+                    council.named(node, epoch);
+                }
+            }
             Caller::Joiner(session, from) => {
                 while joining.try_join_next().is_some() {}
                 if joining.len() >= MAX_JOINING {

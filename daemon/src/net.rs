@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::audit::{Audit, Event};
 use crate::config::Node;
 use crate::core::facts::{Difference, Facts};
+use crate::core::offence::Offence;
 use crate::core::tie::{Pair, Tie};
 use crate::failure::in_full;
 use crate::msg::{self, Preface, Purpose};
@@ -94,8 +95,21 @@ pub enum Error {
     #[error("a link from {0}, to which this node is not tied")]
     Loose(NodeId),
     /// A link of an epoch in which one of the two was declared dead, or of one this node does not know.
-    #[error("a link from {0} of an epoch that is over, or has yet to come")]
-    OtherEpoch(NodeId),
+    #[error("a link from {node} of an epoch that is over, or has yet to come")]
+    OtherEpoch {
+        /// Whose.
+        node: NodeId,
+        /// The latest epoch it names.
+        named: u64,
+    },
+    /// A node has proved who it is, and did what no honest one does.
+    #[error("{node} did what no honest node does: {offence}")]
+    Offence {
+        /// Which.
+        node: NodeId,
+        /// What.
+        offence: Offence,
+    },
     /// It is not who it says, or should not have connected.
     #[error("a connection that has no place here: {0}")]
     Stranger(&'static str),
@@ -162,6 +176,10 @@ pub enum Caller {
     Node(NodeId, Opened),
     /// A machine that wants to be one, from this address.
     Joiner(Box<Session>, SocketAddr),
+    /// A node that did what no honest one does, and was turned away.
+    Offender(NodeId, Offence),
+    /// A node that names an epoch this node does not know, and was turned away.
+    Named(NodeId, u64),
 }
 
 /// What both sides need to open connections.
@@ -430,6 +448,12 @@ impl Net {
                     Err(e) => {
                         net.account(from, true, Err(&e));
                         tracing::warn!(%from, "connection refused: {}", in_full(&e));
+                        let caller = match e {
+                            Error::Offence { node, offence } => Caller::Offender(node, offence),
+                            Error::OtherEpoch { node, named } => Caller::Named(node, named),
+                            _ => return,
+                        };
+                        drop(callers.send(caller).await);
                     }
                 }
                 drop(permit);
@@ -448,7 +472,13 @@ impl Net {
                 let (node, purpose) = self.admit(&preface)?;
                 let class =
                     class(purpose).ok_or(Error::Stranger("a control connection without TLS"))?;
-                self.compare_epochs(&preface, node)?;
+                // Nobody has proved to be this node: what it names is not held against it.
+                match self.compare_epochs(&preface, node) {
+                    Err(Error::OtherEpoch { .. }) => {
+                        return Err(Error::OtherEpoch { node, named: 0 });
+                    }
+                    compared => compared?,
+                }
                 let socket = handover::accepted_plain(stream).await?;
                 let opened = Opened::Link {
                     class,
@@ -463,14 +493,21 @@ impl Net {
         if session.peer()? == tls::Peer::Joiner {
             return Ok(Caller::Joiner(Box::new(session), from));
         }
-        let preface: Preface = session.receive().await?;
-        let (node, purpose) = self.admit(&preface)?;
-        if !session
-            .peer_certificate()
-            .is_some_and(|c| tls::is_of(c, node))
-        {
-            return Err(Error::Stranger("the certificate is another node's"));
+        let received = session.receive::<Preface>().await;
+        let speaker = session.peer_certificate().and_then(tls::node_of);
+        let speaker = speaker.ok_or(Error::Stranger("the certificate is no node's"))?;
+        let offence = |offence| Error::Offence {
+            node: speaker,
+            offence,
+        };
+        let preface = match received {
+            Err(session::Error::Message(_)) => return Err(offence(Offence::Unreadable)),
+            received => received?,
+        };
+        if preface.node != u32::from(speaker.get()) {
+            return Err(offence(Offence::AnotherName));
         }
+        let (node, purpose) = self.admit(&preface)?;
         if purpose == Purpose::Control {
             // Said before the version is judged, so that both sides can name both numbers.
             session.send(&self.preface(Purpose::Control)).await?;
@@ -520,7 +557,10 @@ impl Net {
         };
         match self.roster.tie(node) {
             Tie::Bound(ours) if ours == theirs => Ok(()),
-            Tie::Bound(_) => Err(Error::OtherEpoch(node)),
+            Tie::Bound(_) => Err(Error::OtherEpoch {
+                node,
+                named: preface.own_since.max(preface.your_since),
+            }),
             Tie::Loose | Tie::Cut => Err(Error::Loose(node)),
         }
     }

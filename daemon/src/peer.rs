@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::conn::Heard;
 use crate::core::liveness::State;
+use crate::core::offence::Offence;
 use crate::core::tie::Tie;
 use crate::failure::Failure;
 use crate::msg::{Answer, Body, Progress, Reply, Request};
@@ -76,6 +77,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// A peer says what it thinks of who is there, in a packet of [`crate::core::swim`].
     fn hinted(&self, from: NodeId, packet: Vec<u8>);
+
+    /// A peer did what no honest node does.
+    fn offended(&self, from: NodeId, offence: Offence);
 
     /// A peer was declared dead.
     fn died(self: Arc<Self>, node: NodeId) -> Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -11,9 +11,12 @@ use tokio::task::JoinSet;
 
 use crate::core::health::{Clock, View};
 use crate::core::liveness::State;
-use crate::msg::{self, Answer, Place, Process, Request, SeenNode};
+use crate::msg::{self, Answer, Place, Process, Processes, Request, SeenNode};
 use crate::peer;
 use crate::roster::Roster;
+
+/// No process has this number or a higher one: the kernel's `PID_MAX_LIMIT`.
+const MAX_PIDS: u32 = 1 << 22;
 
 /// What a node answered.
 #[derive(Debug)]
@@ -84,6 +87,16 @@ pub fn processes(
         }
     }
     (merge(rows), missing)
+}
+
+/// Whether no honest node answers so: it tells of no more processes than it may, and each has a number that a
+/// process can have.
+pub fn is_impossible(answer: &Answer) -> bool {
+    let Answer::Processes(Processes { processes }) = answer else {
+        return false;
+    };
+    let is_pid = |pid: u32| (1..MAX_PIDS).contains(&pid);
+    processes.len() > msg::MAX_PROCESSES || processes.iter().any(|p| !is_pid(p.pid))
 }
 
 /// What a node sees, if that is what it answered.
@@ -192,6 +205,18 @@ mod tests {
         };
         p.set_place(place);
         p
+    }
+
+    #[test]
+    fn so_many_processes_with_numbers_that_can_be() {
+        let of = |pids: &[u32]| {
+            let rows = pids.iter().map(|pid| row(*pid, 2, Place::Home, 0));
+            let processes = rows.collect();
+            is_impossible(&Answer::Processes(Processes { processes }))
+        };
+        assert!(!of(&[]) && !of(&[1, MAX_PIDS - 1]));
+        assert!(of(&[0]) && of(&[MAX_PIDS]));
+        assert!(!of(&[7; msg::MAX_PROCESSES]) && of(&[7; msg::MAX_PROCESSES + 1]));
     }
 
     #[test]

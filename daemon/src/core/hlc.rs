@@ -11,6 +11,9 @@ use std::str::FromStr;
 
 /// A node whose clock is further ahead than this is not followed.
 pub const MAX_AHEAD_MS: u64 = 10_000;
+/// No clock of the kernel shows more: it counts nanoseconds since 1970 in 63 bits. A day more is left to what
+/// was heard of others, and to counts that overflow.
+const MAX_POSSIBLE_MS: u64 = 9_223_372_036_854 + 24 * 3600 * 1000;
 /// Bits of the count of what happened within one millisecond.
 const COUNT_BITS: u32 = 16;
 
@@ -32,6 +35,13 @@ impl Stamp {
     /// Milliseconds since 1970.
     pub fn ms(self) -> u64 {
         self.0 >> COUNT_BITS
+    }
+}
+
+impl Stamp {
+    /// Whether some clock could show it, however wrong it is set.
+    pub fn is_possible(self) -> bool {
+        self.ms() <= MAX_POSSIBLE_MS
     }
 }
 
@@ -109,6 +119,14 @@ mod tests {
         }
         assert_eq!(clock.tick(1_000), Stamp(last.0 + 1));
         assert!(clock.hear(Stamp((1_000 + MAX_AHEAD_MS) << COUNT_BITS), 1_000));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_wrong_is_possible() {
+        let mut clock = Clock::default();
+        let last_ms = u64::try_from(i64::MAX / 1_000_000).unwrap();
+        assert!(clock.tick(last_ms).is_possible() && clock.tick(0).is_possible());
+        assert!(!Stamp::from_bits(u64::MAX).is_possible());
     }
 
     #[test]

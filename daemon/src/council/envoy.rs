@@ -11,6 +11,7 @@ use ssi::id::NodeId;
 use crate::agree::carrier::{Asked, Carrier, NoAnswer};
 use crate::cluster::Cluster;
 use crate::core::liveness::State;
+use crate::core::offence::Offence;
 use crate::core::parts;
 use crate::msg::{Answer, Request};
 
@@ -55,5 +56,11 @@ impl Carrier for Envoy {
             }
             answer
         })
+    }
+
+    fn offended(&self, node: NodeId, offence: Offence) {
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.offended(node, offence);
+        }
     }
 }

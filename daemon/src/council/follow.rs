@@ -31,6 +31,7 @@ impl Council {
             if state.cluster.is_some() {
                 self.enter_and_leave(&state, &mut epochs).await;
                 self.note_presence(&before, &state).await;
+                self.note_conduct(&before, &state);
                 self.trust(&before, &state);
             }
             before = state;
@@ -92,7 +93,7 @@ impl Council {
                 continue;
             };
             // Both may have happened since.
-            if was.ended.is_none() {
+            if was.ended.is_none() && !member.conduct.quarantined {
                 tracing::warn!(peer, since = was.since, "declared dead by the cluster");
                 let since = was.since;
                 cluster.audit().record(Event::DeclaredDead { peer, since });
@@ -100,6 +101,38 @@ impl Council {
             if let Some(since) = now.current() {
                 tracing::info!(peer, since, "back in the cluster");
                 cluster.audit().record(Event::CameBack { peer, since });
+            }
+        }
+    }
+
+    /// Accounts for who is accused, quarantined and pardoned.
+    fn note_conduct(&self, before: &State, state: &State) {
+        let Some(cluster) = self.cluster.upgrade() else {
+            return;
+        };
+        for (id, member) in &state.nodes {
+            let (peer, now) = (id.get(), &member.conduct);
+            let known = before.nodes.get(id).filter(|m| m.epoch == member.epoch);
+            let Some(was) = known.map(|k| &k.conduct).filter(|was| *was != now) else {
+                continue;
+            };
+            if was.pardoned != now.pardoned {
+                tracing::info!(peer, "pardoned by an administrator");
+                cluster.audit().record(Event::Pardoned { peer });
+            }
+            let is_new =
+                |by: &NodeId| was.pardoned != now.pardoned || !was.accusers.contains_key(by);
+            for (by, offence) in now.accusers.iter().filter(|(by, _)| is_new(by)) {
+                tracing::warn!(peer, %by, "accused of what no honest node does: {offence}");
+                cluster.audit().record(Event::Accused {
+                    peer,
+                    by: by.get(),
+                    offence: offence.code(),
+                });
+            }
+            if now.quarantined && (!was.quarantined || was.pardoned != now.pardoned) {
+                tracing::error!(peer, "quarantined by the cluster");
+                cluster.audit().record(Event::Quarantined { peer });
             }
         }
     }

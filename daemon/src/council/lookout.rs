@@ -106,8 +106,15 @@ impl Waiting {
                 }
                 packet = self.packets.recv() => {
                     let Some((from, packet)) = packet else { return };
-                    if let Some(swim) = &mut swim
-                        && let Err(e) = swim.take(now_ms(), from.get(), &packet)
+                    let Some(swim) = &mut swim else { continue };
+                    let taken = swim.take(now_ms(), from.get(), &packet);
+                    if let Err(e) = &taken
+                        && let Some(offence) = e.offence()
+                        && let Some(cluster) = self.cluster.upgrade()
+                    {
+                        cluster.offended(from, offence);
+                    }
+                    if let Err(e) = taken
                         // What is late or early is nothing to complain of.
                         && !matches!(e, Refused::NoMember(_) | Refused::NotForUs(_))
                         && complaints.take(now_ms())

@@ -43,10 +43,9 @@ impl Council {
                 continue;
             }
             let state = self.state();
-            let nodes = state.nodes.keys().copied().collect();
             let mut done = self.declare_dead(&state).await;
             if done.is_ok() {
-                done = self.set_voters(&status, nodes, None).await;
+                done = self.set_voters(&status, &state, None).await;
             }
             if done.is_ok() {
                 done = self.finish_rotation(&state).await;
@@ -67,7 +66,7 @@ impl Council {
             };
             if *node != self.own && self.lookout.seems_dead(*node, since) {
                 let node = *node;
-                self.propose(Command::DeclareDead { node, since }).await?;
+                self.decree(Command::DeclareDead { node, since }).await?;
             }
         }
         Ok(())
@@ -78,16 +77,17 @@ impl Council {
         node == self.own || peer.is_some_and(|p| p.state() == liveness::State::Up)
     }
 
-    /// Has the right ones of `nodes` vote, but for `not`, and the others hear.
+    /// Has the right ones of all nodes vote, but for `not` and those in quarantine, and the others hear.
     async fn set_voters(
         &self,
         status: &Status,
-        nodes: BTreeSet<NodeId>,
+        state: &State,
         not: Option<NodeId>,
     ) -> Result<(), Failure> {
         let cluster = self.cluster()?;
+        let nodes: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
         let mut able = nodes.clone();
-        able.retain(|n| Some(*n) != not);
+        able.retain(|n| Some(*n) != not && !state.is_quarantined(*n));
         let chosen = voters::choose(&able, &status.voters, self.own, |n| self.is_up(&cluster, n));
         let learners: BTreeSet<NodeId> = nodes.difference(&chosen).copied().collect();
         // Who is new hears what there is before it votes.
@@ -132,18 +132,21 @@ impl Council {
         }
         let status = self.status();
         if status.voters.contains(&node) && state.nodes.len() > 1 {
-            let nodes = state.nodes.keys().copied().collect();
-            self.set_voters(&status, nodes, Some(node)).await?;
+            self.set_voters(&status, &state, Some(node)).await?;
         }
         let now_ms = crate::clock::now_ms();
-        self.propose(Command::Remove {
+        let remove = Command::Remove {
             node,
             since,
             why,
             now_ms,
-        })
-        .await
-        .map(drop)
+        };
+        // Who goes itself does not lead any more without its vote.
+        let removed = match node == self.own {
+            true => self.propose(remove).await,
+            false => self.decree(remove).await,
+        };
+        removed.map(drop)
     }
 
     /// Has the cluster believe another authority; this node must have what opens the key of the
@@ -178,7 +181,7 @@ impl Council {
             generation,
             "every node has a certificate of the new authority"
         );
-        self.propose(Command::FinishRotation { generation })
+        self.decree(Command::FinishRotation { generation })
             .await
             .map(drop)
     }

@@ -51,7 +51,9 @@ impl Council {
         let mut states = self.agreement.watch();
         loop {
             let state = Arc::clone(&states.borrow_and_update());
+            // One that is quarantined waits for its pardon.
             let own = state.nodes.get(&self.own);
+            let own = own.filter(|own| !own.conduct.quarantined);
             if let Some(ended) = own.and_then(|own| own.presence.ended)
                 && let Err(f) = self.come_back(ended).await
             {

@@ -558,6 +558,10 @@ impl Task {
     fn heard(&mut self, heard: Heard, now: u64) {
         let body = match heard {
             Heard::Said(body) => body,
+            Heard::Offended(offence) => {
+                self.service.offended(self.peer.id, offence);
+                return;
+            }
             Heard::Closed(why) => {
                 tracing::info!(peer = %self.peer.id, "control connection lost: {why}");
                 self.disconnect(now);

@@ -60,6 +60,8 @@ impl State {
             Command::Lock(lock::Command::Tick { .. }) => refused,
             Command::Lock(command) => self.owner(command).map_or(Ok(()), of),
             Command::ComeBack { node, .. } | Command::Leave { node, .. } => of(*node),
+            // One that leads and goes has lost its vote by then.
+            Command::Remove { node, .. } if *node == from => Ok(()),
             Command::Accuse { by, .. } => of(*by),
             // An administrator there may wish it, in vain.
             Command::Pardon { node, .. } if *node == from => refused,

@@ -4,6 +4,7 @@
 
 use super::MAX_MEMBERS;
 use super::packet::{Malformed, Member};
+use crate::core::offence::Offence;
 
 /// What a member seems to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,22 @@ pub enum Refused {
         #[source]
         source: foca::Error,
     },
+}
+
+impl Refused {
+    /// What the sender did that no honest node does, if this shows it. What is early or late shows nothing, nor
+    /// does what another version may send.
+    pub fn offence(&self) -> Option<Offence> {
+        match self {
+            Refused::Malformed {
+                source: Malformed::Version(_),
+                ..
+            } => None,
+            Refused::Malformed { .. } => Some(Offence::NoPacket),
+            Refused::Sender { .. } => Some(Offence::AnotherName),
+            Refused::NotForUs(_) | Refused::NoMember(_) | Refused::Unfit { .. } => None,
+        }
+    }
 }
 
 /// A cluster can have only [`MAX_MEMBERS`].

@@ -50,7 +50,10 @@ impl One {
 impl Node for One {
     fn take(&mut self, now_ms: u64, from: u16, bytes: &[u8]) {
         self.now_ms = now_ms;
-        self.refused += u64::from(self.swim.take(now_ms, from, bytes).is_err());
+        if let Err(e) = self.swim.take(now_ms, from, bytes) {
+            assert_eq!(e.offence(), None, "{e}");
+            self.refused += 1;
+        }
     }
 
     fn wake(&mut self, now_ms: u64) {
