@@ -50,7 +50,7 @@ use self::recall::Recall;
 use self::runtime::Runtime;
 use crate::core::kv;
 use crate::core::offence::Offence;
-use crate::core::state::{Command, Outcome, State, Unique};
+use crate::core::state::{self, Command, Outcome, State, Unique};
 
 /// A command on its way through the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,6 +189,9 @@ pub enum Error {
     /// It may have happened, or may yet.
     #[error("the leader was lost on the way: it may or may not have happened")]
     Unknown,
+    /// This node may not have it done.
+    #[error(transparent)]
+    Refused(state::Refusal),
     /// Only the leader can do this.
     #[error("this node does not lead")]
     NotLeader(Option<NodeId>),
@@ -435,6 +438,7 @@ impl Agreement {
         };
         match self.settle(Command::Kv(command)).await? {
             Outcome::Kv(outcome) => Ok(outcome),
+            Outcome::Refused(refusal) => Err(Error::Refused(refusal)),
             _ => Err(Error::Unknown),
         }
     }

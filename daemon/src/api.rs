@@ -145,7 +145,8 @@ pub struct Node {
     pub name: String,
     /// Where its daemon listens.
     pub addr: String,
-    /// `self`, `up`, `linking`, `silent` or `dead`, as the node that answers sees it.
+    /// `self`, `up`, `linking`, `silent` or `dead`, as the node that answers sees it; `quarantined` if most
+    /// others accuse it.
     pub state: String,
     /// `leader`, `voter` or `learner`; empty as long as that is not known.
     pub role: String,
@@ -170,7 +171,7 @@ pub struct StatusReply {
 /// Something that is wrong with the cluster.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Stable: `node-state`, `no-answer` or `clock-skew`.
+    /// Stable: `node-state`, `no-answer`, `clock-skew`, `no-majority`, `accused` or `quarantined`.
     pub kind: String,
     /// The node it is about.
     pub node: u32,

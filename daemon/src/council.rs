@@ -114,7 +114,10 @@ pub fn unique() -> Option<Unique> {
 
 impl From<agree::Error> for Failure {
     fn from(e: agree::Error) -> Self {
-        Failure::Unavailable(crate::failure::in_full(&e))
+        match e {
+            agree::Error::Refused(refusal) => refusal.into(),
+            e => Failure::Unavailable(crate::failure::in_full(&e)),
+        }
     }
 }
 

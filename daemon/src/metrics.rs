@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cluster::Cluster;
+use crate::core::state::State;
 use crate::net::accepted;
 use crate::roster::Entry;
 use crate::stage::Stage;
@@ -102,8 +103,12 @@ async fn answer(request: &Request<Incoming>, stage: &Stage) -> Response<Full<Byt
     match request.uri().path() {
         "/metrics" => {
             let text = match &cluster {
-                Ok(c) => encoded(&c.roster().entries(), &stats(c).await.unwrap_or_default()),
-                Err(_) => encoded(&[], &[]),
+                Ok(c) => {
+                    let state = c.council().map(|c| c.state()).unwrap_or_default();
+                    let stats = stats(c).await.unwrap_or_default();
+                    encoded(&c.roster().entries(), &state, &stats)
+                }
+                Err(_) => encoded(&[], &State::default(), &[]),
             };
             match text {
                 Ok(text) => response(StatusCode::OK, OPEN_METRICS, text),
@@ -146,7 +151,11 @@ fn has_majority(cluster: &Cluster) -> Result<(), String> {
 }
 
 /// All of it in the text format of OpenMetrics.
-fn encoded(entries: &[Entry], stats: &[(&'static str, u64)]) -> Result<String, std::fmt::Error> {
+fn encoded(
+    entries: &[Entry],
+    state: &State,
+    stats: &[(&'static str, u64)],
+) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("unum");
     let build: Family<Vec<(&str, &str)>, Gauge> = Family::default();
     build
@@ -160,6 +169,20 @@ fn encoded(entries: &[Entry], stats: &[(&'static str, u64)]) -> Result<String, s
             .set((entry.state_name() == "up").into());
     }
     registry.register("peer_up", "Whether another node is heard and linked", up);
+    let accusers: Family<Vec<(&str, String)>, Gauge> = Family::default();
+    let quarantined: Family<Vec<(&str, String)>, Gauge> = Family::default();
+    for (node, member) in &state.nodes {
+        let labels = vec![("node", node.to_string())];
+        let count = i64::try_from(member.conduct.accusers.len()).unwrap_or(i64::MAX);
+        accusers.get_or_create(&labels).set(count);
+        quarantined
+            .get_or_create(&labels)
+            .set(member.conduct.quarantined.into());
+    }
+    let help = "How many accuse a node of what no honest node does";
+    registry.register("node_accusers", help, accusers);
+    let help = "Whether most others accuse a node";
+    registry.register("node_quarantined", help, quarantined);
     registry.register("module_up", "Whether the module answers", {
         let gauge: Gauge = Gauge::default();
         gauge.set((!stats.is_empty()).into());
@@ -202,7 +225,8 @@ mod tests {
     #[test]
     fn counters_rise_and_levels_have_no_total() {
         let entries = [entry(1, true), entry(2, false)];
-        let text = encoded(&entries, &[("guests", 3), ("pages_pushed", 7)]).unwrap();
+        let none = State::default();
+        let text = encoded(&entries, &none, &[("guests", 3), ("pages_pushed", 7)]).unwrap();
         for line in [
             "unum_peer_up{peer=\"n2\"} 0",
             "unum_guests 3",
@@ -212,7 +236,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");
         }
-        let silent = encoded(&entries, &[]).unwrap();
+        let silent = encoded(&entries, &none, &[]).unwrap();
         assert!(silent.contains("unum_module_up 0\n"), "{silent}");
     }
 

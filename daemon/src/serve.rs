@@ -29,6 +29,7 @@ use crate::core::state::State;
 use crate::failure::{Failure, hint};
 use crate::msg::{self, Migrated, Place};
 use crate::net::accepted;
+use crate::roster::Entry;
 use crate::sockets::{self, Sockets};
 use crate::stage::Stage;
 use crate::user::User;
@@ -252,6 +253,9 @@ fn describe(failure: &Failure) -> (&'static str, ErrorParameters) {
     (error, parameters)
 }
 
+/// The word for a node that most others accuse.
+const QUARANTINED: &str = "quarantined";
+
 /// What one can do when an administrator's wish is declined; for people.
 fn advice(code: &str) -> Option<&'static str> {
     Some(match code {
@@ -264,6 +268,7 @@ fn advice(code: &str) -> Option<&'static str> {
         "value-differs" => "`ssictl kv get` shows its revision",
         "compacted" => "`ssictl kv ls` shows all values and from where to watch",
         "node-alive" => "`ssictl node leave` on that node, or --force here",
+        "quarantined" => "`ssictl node pardon` on another node lets it back",
         "processes-away" => "`ssictl ps` lists them; --force ends them",
         "other-cluster" => {
             "the join line of `ssictl cluster token create` has the address and the hash"
@@ -464,8 +469,12 @@ impl Connection {
     async fn status(&self) -> Result<Outcome, Failure> {
         let cluster = self.stage.cluster()?;
         let views = cluster.look().await;
-        let status = cluster.council()?.status();
-        let mut problems = health::problems(cluster.own(), &views);
+        let (status, state) = (cluster.council()?.status(), cluster.council()?.state());
+        // What one says that is quarantined, and what others think of it, is no news.
+        let mut heeded = views.clone();
+        heeded.retain(|node, _| !state.is_quarantined(*node));
+        let mut problems = health::problems(cluster.own(), &heeded);
+        problems.extend(health::accusations(&state));
         if !status.has_majority {
             problems.push(Problem::NoMajority(cluster.own()));
         }
@@ -476,7 +485,7 @@ impl Connection {
             api::NodeStatus {
                 id: e.node.id.get().into(),
                 name: e.node.name.clone(),
-                state: e.state_name().to_owned(),
+                state: state_name(&state, e).to_owned(),
                 round_trip_us: clock.map(|c| c.round_trip_us),
                 clock_offset_us: clock.map(|c| c.offset_us),
             }
@@ -503,13 +512,21 @@ impl Connection {
             id: e.node.id.get().into(),
             name: e.node.name.clone(),
             addr: e.node.addr.to_string(),
-            state: e.state_name().to_owned(),
+            state: state_name(&state, e).to_owned(),
             role: council.role(e.node.id).to_owned(),
             cordoned: state.nodes.get(&e.node.id).is_some_and(|m| m.cordoned),
         });
         Ok(Outcome::done(&api::NodesReply {
             nodes: nodes.collect(),
         }))
+    }
+}
+
+/// The word users see for a node.
+fn state_name(state: &State, entry: &Entry) -> &'static str {
+    match state.is_quarantined(entry.node.id) {
+        true => QUARANTINED,
+        false => entry.state_name(),
     }
 }
 
@@ -520,6 +537,12 @@ fn problem(p: &Problem) -> api::Problem {
         Problem::NoAnswer(node) => ("no-answer", node),
         Problem::ClockSkew { node, .. } => ("clock-skew", node),
         Problem::NoMajority(node) => ("no-majority", node),
+        Problem::Accused {
+            node,
+            quarantined: true,
+            ..
+        } => (QUARANTINED, node),
+        Problem::Accused { node, .. } => ("accused", node),
     };
     api::Problem {
         kind: kind.to_owned(),

@@ -175,6 +175,8 @@ pub(crate) enum NodeCommand {
     Cordon(NodeName),
     /// Let processes move to a node again
     Uncordon(NodeName),
+    /// Hold nothing against a node any more that others accuse; one that is quarantined comes back
+    Pardon(NodeName),
 }
 
 impl NodeCommand {
@@ -187,7 +189,8 @@ impl NodeCommand {
             | NodeCommand::Remove(_)
             | NodeCommand::Revoke(_)
             | NodeCommand::Cordon(_)
-            | NodeCommand::Uncordon(_) => Output::Text,
+            | NodeCommand::Uncordon(_)
+            | NodeCommand::Pardon(_) => Output::Text,
         }
     }
 }

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ssid::api::govern::{
     CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters, InvitationReply,
-    JoinParameters, JoinReply, LeaveParameters, RemoveParameters, ShowNodeParameters,
-    ShowNodeReply, TokensReply,
+    JoinParameters, JoinReply, LeaveParameters, PardonParameters, RemoveParameters,
+    ShowNodeParameters, ShowNodeReply, TokensReply,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -164,6 +164,12 @@ pub(crate) fn cordon(socket: &Path, a: &NodeName, cordoned: bool) -> Result<(), 
     order(socket, "Cordon", &CordonParameters { node, cordoned })
 }
 
+/// Holds nothing against a node any more.
+pub(crate) fn pardon(socket: &Path, a: &NodeName) -> Result<(), Fail> {
+    let node = a.node.clone();
+    order(socket, "Pardon", &PardonParameters { node })
+}
+
 /// Shows all about a node.
 pub(crate) fn show(socket: &Path, a: &NodeShow) -> Result<(), Fail> {
     let node = a.node.clone();
@@ -174,6 +180,13 @@ pub(crate) fn show(socket: &Path, a: &NodeShow) -> Result<(), Fail> {
         &parameters,
         a.output,
         |n: &ShowNodeReply| {
+            let accused = n.accusations.iter();
+            let accused = accused.map(|a| format!("n{} ({})", a.by, a.offence));
+            let accused: Vec<String> = accused.collect();
+            let or_none = |text: String| match text.is_empty() {
+                true => "-".to_owned(),
+                false => text,
+            };
             let lines = [
                 ("name", n.name.clone()),
                 ("number", n.id.to_string()),
@@ -187,6 +200,11 @@ pub(crate) fn show(socket: &Path, a: &NodeShow) -> Result<(), Fail> {
                 (
                     "dead since",
                     n.ended.map_or("-".to_owned(), |at| at.to_string()),
+                ),
+                ("accused by", or_none(accused.join(", "))),
+                (
+                    "pardoned",
+                    n.pardoned.map_or("-".to_owned(), |at| at.to_string()),
                 ),
                 ("certificate", n.fingerprint.clone()),
                 ("authority", n.generation.to_string()),

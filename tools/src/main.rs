@@ -55,6 +55,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
             NodeCommand::Revoke(a) => govern::revoke(socket, &a.node, true),
             NodeCommand::Cordon(a) => govern::cordon(socket, &a, true),
             NodeCommand::Uncordon(a) => govern::cordon(socket, &a, false),
+            NodeCommand::Pardon(a) => govern::pardon(socket, &a),
         },
         Command::Cluster(ClusterCommand::Init(a)) => govern::init(socket, &a),
         Command::Cluster(ClusterCommand::Token(a)) => govern::token(socket, &a),

@@ -127,6 +127,23 @@ pub struct CordonParameters {
     pub cordoned: bool,
 }
 
+/// Parameters of `Pardon`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PardonParameters {
+    /// The node: `2`, `n2` or its name.
+    pub node: String,
+}
+
+/// That a node saw another do what no honest node does.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Accusation {
+    /// Who saw it.
+    pub by: u32,
+    /// What: the word is stable.
+    pub offence: String,
+}
+
 /// Parameters of `ShowNode`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -159,6 +176,12 @@ pub struct ShowNodeReply {
     /// The epoch that began when it was declared dead, if it was and is not back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<u64>,
+    /// The epoch that began when it was pardoned last, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pardoned: Option<u64>,
+    /// What it is accused of since then.
+    #[serde(default)]
+    pub accusations: Vec<Accusation>,
     /// Fingerprint of its certificate.
     pub fingerprint: String,
     /// The authority that made the certificate: how many there were before.

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 use ssi::id::NodeId;
 
+use super::offence::Offence;
+use super::state::State;
+
 /// Clocks may differ by so much. The hardware of a machine keeps whole seconds, so one that nobody has set
 /// since it booted may be a second off.
 pub const MAX_SKEW_US: i64 = 1_500_000;
@@ -69,6 +72,15 @@ pub enum Problem {
         /// How far it is ahead of ours, in microseconds.
         offset_us: i64,
     },
+    /// Some accuse a node of what no honest one does.
+    Accused {
+        /// Whom.
+        node: NodeId,
+        /// Who, and of what.
+        accusers: Vec<(NodeId, Offence)>,
+        /// Whether those are most of the others.
+        quarantined: bool,
+    },
     /// A node hears of no majority: it can have nothing agreed on.
     NoMajority(NodeId),
 }
@@ -94,6 +106,17 @@ impl std::fmt::Display for Problem {
                 offset_us.saturating_abs() / 1000,
                 if *offset_us < 0 { "behind" } else { "ahead of" }
             ),
+            Problem::Accused {
+                node,
+                accusers,
+                quarantined,
+            } => {
+                let how = if *quarantined { "quarantined, " } else { "" };
+                write!(f, "{node} is {how}accused by")?;
+                accusers.iter().enumerate().try_for_each(|(i, (by, of))| {
+                    write!(f, "{} {by} ({of})", if i == 0 { "" } else { "," })
+                })
+            }
             Problem::NoMajority(node) => write!(f, "{node} hears of no majority of the cluster"),
         }
     }
@@ -134,6 +157,17 @@ pub fn problems(own: NodeId, views: &BTreeMap<NodeId, Option<View>>) -> Vec<Prob
         }
     }
     all
+}
+
+/// What is held against nodes.
+pub fn accusations(state: &State) -> impl Iterator<Item = Problem> + '_ {
+    let accused = state.nodes.iter();
+    let accused = accused.filter(|(_, m)| !m.conduct.accusers.is_empty());
+    accused.map(|(node, member)| Problem::Accused {
+        node: *node,
+        accusers: member.conduct.accusers.clone().into_iter().collect(),
+        quarantined: member.conduct.quarantined,
+    })
 }
 
 #[cfg(test)]
@@ -209,6 +243,21 @@ mod tests {
             "the clock of n3 is 2000 ms behind that of this node",
         ];
         assert_eq!(said(all), want);
+    }
+
+    #[test]
+    fn who_is_accused_is_named_with_those_who_accuse() {
+        let accused = |quarantined| Problem::Accused {
+            node: n(3),
+            accusers: vec![(n(1), Offence::NoPacket), (n(2), Offence::Unreadable)],
+            quarantined,
+        };
+        let by = "accused by n1 (no-packet), n2 (unreadable)";
+        assert_eq!(accused(false).to_string(), format!("n3 is {by}"));
+        assert_eq!(
+            accused(true).to_string(),
+            format!("n3 is quarantined, {by}")
+        );
     }
 
     #[test]

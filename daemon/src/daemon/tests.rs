@@ -6,8 +6,10 @@
 //! links go without TLS, because the kernel the tests run on may have none; the control connection
 //! has it.
 
+mod hostile;
 mod services;
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -37,6 +39,11 @@ use crate::netlink;
 use crate::session::Session;
 use crate::tls::testing::Authority;
 use crate::varlink::{self, Client};
+
+thread_local! {
+    /// Whether nodes lie in this test.
+    static THERE_ARE_LIARS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -119,6 +126,22 @@ struct Running {
     stage: Arc<Stage>,
     notes: Arc<Notes>,
     socket: PathBuf,
+}
+
+/// Whatever happened to honest nodes, none of them accuses another.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() || THERE_ARE_LIARS.get() {
+            return;
+        }
+        let records = self.records();
+        for event in ["offence", "accused", "quarantined"] {
+            assert!(
+                !records.contains(&format!("\"event\":\"{event}\"")),
+                "{records}"
+            );
+        }
+    }
 }
 
 /// Machines that are in no cluster unless a test says so.

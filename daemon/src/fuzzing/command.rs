@@ -71,6 +71,13 @@ fn check(state: &State) {
         assert!(member.epoch <= state.epoch && member.earlier.len() <= MAX_EARLIER);
         assert!(!state.revoked.contains_key(&member.fingerprint));
     }
+    for (node, member) in &state.nodes {
+        let conduct = &member.conduct;
+        assert!(!conduct.accusers.contains_key(node));
+        // One alone puts nobody away, and one that is away is not there.
+        assert!(!conduct.quarantined || conduct.accusers.len() > 1);
+        assert!(!conduct.quarantined || member.presence.current().is_none());
+    }
     assert!(state.gone.values().all(|g| g.since < g.epoch));
     assert!(state.tokens.len() <= MAX_TOKENS && state.revoked.len() <= MAX_REVOKED);
     assert!(state.authorities().count() <= 2);

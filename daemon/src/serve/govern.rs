@@ -11,9 +11,9 @@ use ssi::id::{MAX_NODE, NodeId};
 
 use super::{Connection, Nothing, Outcome, invalid};
 use crate::api::govern::{
-    CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters, InvitationReply,
-    JoinParameters, JoinReply, LeaveParameters, RemoveParameters, ShowNodeParameters,
-    ShowNodeReply, Token, TokensReply,
+    Accusation, CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters,
+    InvitationReply, JoinParameters, JoinReply, LeaveParameters, PardonParameters,
+    RemoveParameters, ShowNodeParameters, ShowNodeReply, Token, TokensReply,
 };
 use crate::audit::{DONE, Event};
 use crate::clock::now_ms;
@@ -58,6 +58,7 @@ impl Connection {
             "Leave" leave,
             "Remove" remove,
             "Cordon" cordon,
+            "Pardon" pardon,
             "RotateAuthority" rotate,
         })
     }
@@ -258,6 +259,21 @@ impl Connection {
         (subject, result.await)
     }
 
+    async fn pardon(&self, p: PardonParameters) -> (String, Result<Nothing, Failure>) {
+        let subject = p.node.clone();
+        let result = async {
+            self.administrator()?;
+            let cluster = self.stage.cluster()?;
+            let node = cluster.find(&p.node)?;
+            let state = cluster.council()?.read().await?;
+            let member = state.nodes.get(&node);
+            let member = member.ok_or_else(|| Failure::NoNode(p.node.clone()))?;
+            let since = member.answers_since();
+            self.change(Command::Pardon { node, since }).await
+        };
+        (subject, result.await)
+    }
+
     async fn rotate(&self, _: Empty) -> (String, Result<Nothing, Failure>) {
         let result = async {
             self.administrator()?;
@@ -278,17 +294,24 @@ impl Connection {
         let state = council.state();
         let unknown = || Failure::Unavailable(format!("{node} is not agreed on here yet"));
         let member = state.nodes.get(&node).ok_or_else(unknown)?;
+        let accusations = member.conduct.accusers.iter();
+        let accusations = accusations.map(|(by, offence)| Accusation {
+            by: by.get().into(),
+            offence: offence.code().to_owned(),
+        });
         Ok(ShowNodeReply {
             id: node.get().into(),
             name: entry.node.name.clone(),
             addr: entry.node.addr.to_string(),
-            state: entry.state_name().to_owned(),
+            state: super::state_name(&state, entry).to_owned(),
             role: council.role(node).to_owned(),
             cordoned: member.cordoned,
             joined_ms: member.joined_ms,
             epoch: member.epoch,
             since: member.presence.since,
             ended: member.presence.ended,
+            pardoned: member.conduct.pardoned,
+            accusations: accusations.collect(),
             fingerprint: member.fingerprint.to_string(),
             generation: member.generation,
             kernel: member.facts.kernel.clone(),

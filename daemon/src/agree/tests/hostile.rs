@@ -5,7 +5,6 @@
 use serde_json::json;
 
 use super::*;
-use crate::core::state;
 
 const SEEN: Offence = Offence::ImpossibleRequest;
 

@@ -13,6 +13,7 @@ use crate::agree::{Agreement, Timing};
 use crate::core::facts::Facts;
 use crate::core::hash::Hash;
 use crate::core::kv;
+use crate::core::offence::Offence;
 use crate::core::state::{Candidate, Command, Unique, Why};
 use crate::failure::Failure;
 use crate::msg::govern::{Admit, Admitted, Agree, Certified, Hello};
@@ -314,6 +315,38 @@ fn end_of_a_cluster() -> Vec<Command> {
     ]
 }
 
+/// Of three nodes one is accused by both others, and pardoned.
+fn quarantine() -> Vec<Command> {
+    let accuse = |by| Command::Accuse {
+        by: node(by),
+        node: node(2),
+        since: 2,
+        offence: Offence::Unreadable,
+    };
+    let mut all = life_of_a_cluster();
+    all.truncate(3);
+    all.extend([
+        Command::Join {
+            token: token().id().to_owned(),
+            secret: token().secret_hash(),
+            candidate: candidate(3),
+            generation: 0,
+            now_ms: NOW_MS + 1,
+        },
+        accuse(1),
+        accuse(3),
+        Command::Pardon {
+            node: node(2),
+            since: 2,
+        },
+        Command::ComeBack {
+            node: node(2),
+            ended: 4,
+        },
+    ]);
+    all
+}
+
 fn lines<T: serde::Serialize>(values: &[T]) -> Vec<u8> {
     let lines: Vec<Vec<u8>> = values
         .iter()
@@ -326,7 +359,11 @@ fn commands() -> Vec<Seed> {
     let mut all = life_of_a_cluster();
     let life = lines(&all);
     all.extend(end_of_a_cluster());
-    vec![("command", "life", life), ("command", "end", lines(&all))]
+    vec![
+        ("command", "life", life),
+        ("command", "end", lines(&all)),
+        ("command", "quarantine", lines(&quarantine())),
+    ]
 }
 
 fn tls() -> Vec<Seed> {
@@ -377,6 +414,7 @@ fn texts() -> Vec<Seed> {
         call("Leave", json!({"force": true})),
         call("Remove", json!({"node": "n1"})),
         call("Cordon", json!({"node": "n1", "cordoned": true})),
+        call("Pardon", json!({"node": "n1"})),
         call("RotateAuthority", json!({})),
     ]);
     let config = "# All keys.\nstate = \"/var/lib/ssid\"\nport = 7400\npeer_dead_after_s = 10\n\
