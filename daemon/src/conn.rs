@@ -55,12 +55,7 @@ impl Conn {
     {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(async move {
-            let ended = run(session, queued, id, &heard, &clock).await;
-            if let Err(Error::Message(_)) = &ended {
-                let lie = Heard::Offended(Offence::Unreadable);
-                let _ = heard.send((id, lie).into()).await;
-            }
-            let why = match ended {
+            let why = match run(session, queued, id, &heard, &clock).await {
                 Ok(()) => "no longer wanted".to_owned(),
                 Err(e) => format!("{:#}", anyhow::Error::from(e)),
             };
@@ -91,13 +86,22 @@ async fn run<T: From<(u64, Heard)>>(
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        while let Some(envelope) = session.take::<Envelope>()? {
-            let stamp = Stamp::from_bits(envelope.stamp);
-            clock.hear(stamp);
-            if !stamp.is_possible() {
-                let lie = Heard::Offended(Offence::ImpossibleTime);
-                let _ = heard.send((id, lie).into()).await;
+        loop {
+            let taken = session.take::<Envelope>();
+            let stamp = taken.as_ref().map(|e| e.as_ref().map(|e| e.stamp));
+            let offence = match stamp {
+                // Only of what came: what this node has to say may be too long as well.
+                Err(Error::Message(_)) => Some(Offence::Unreadable),
+                Ok(Some(bits)) if !Stamp::from_bits(bits).is_possible() => {
+                    Some(Offence::ImpossibleTime)
+                }
+                _ => None,
+            };
+            if let Some(offence) = offence {
+                let _ = heard.send((id, Heard::Offended(offence)).into()).await;
             }
+            let Some(envelope) = taken? else { break };
+            clock.hear(Stamp::from_bits(envelope.stamp));
             // A kind we do not know comes from a newer peer: it is passed over.
             if let Some(body) = envelope.body
                 && heard.send((id, Heard::Said(body)).into()).await.is_err()
@@ -118,5 +122,83 @@ async fn run<T: From<(u64, Heard)>>(
                 None => return Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ssi::id::NodeId;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::msg::{self, Hint};
+    use crate::tls;
+    use crate::tls::testing::Authority;
+
+    async fn sessions() -> (Session, Session) {
+        let authority = Authority::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let two = NodeId::new(2).unwrap();
+        let connect = async {
+            let stream = TcpStream::connect(addr).await.unwrap();
+            let client = authority.identity(1).client;
+            Session::connect(stream, client, tls::server_name(two)).await
+        };
+        let accept = async {
+            let stream = listener.accept().await.unwrap().0;
+            Session::accept(stream, authority.identity(2).server).await
+        };
+        let (a, b) = tokio::join!(connect, accept);
+        (a.unwrap(), b.unwrap())
+    }
+
+    fn start(session: Session, peer: u16) -> (Conn, mpsc::Receiver<(u64, Heard)>) {
+        let (heard, hears) = mpsc::channel(16);
+        let peer = NodeId::new(peer).unwrap();
+        (Conn::start(session, peer, 1, heard, Arc::default()), hears)
+    }
+
+    /// What was found of the other side until it was gone.
+    async fn offences(mut hears: mpsc::Receiver<(u64, Heard)>) -> Vec<Offence> {
+        let mut all = Vec::new();
+        while let Some((_, heard)) = hears.recv().await {
+            if let Heard::Offended(offence) = heard {
+                all.push(offence);
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_and_what_no_clock_shows_is_an_offence() {
+        let (mut liar, honest) = sessions().await;
+        let (_conn, hears) = start(honest, 1);
+        for stamp in [Stamp::default().bits(), u64::MAX] {
+            let late = Envelope {
+                stamp,
+                ..Envelope::default()
+            };
+            liar.send(&late).await.unwrap();
+        }
+        let garbage = msg::File {
+            path: vec![0xff; 9],
+            ..msg::File::default()
+        };
+        liar.send(&garbage).await.unwrap();
+        let found = offences(hears).await;
+        assert_eq!(found, [Offence::ImpossibleTime, Offence::Unreadable]);
+    }
+
+    /// To have more to say than one may is an error of this node, and no lie of the other.
+    #[tokio::test]
+    async fn a_message_of_our_own_that_is_too_long_is_nobodys_offence() {
+        let (one, other) = sessions().await;
+        let (one, one_hears) = start(one, 2);
+        let (_other, other_hears) = start(other, 1);
+        let packet = vec![0; msg::MAX_MESSAGE_BYTES + 1];
+        assert!(one.say(Body::Hint(Hint { packet })));
+        let (ours, theirs) = tokio::join!(offences(one_hears), offences(other_hears));
+        assert_eq!((ours, theirs), (vec![], vec![]));
     }
 }

@@ -7,6 +7,7 @@
 //! itself, or have another do. One that is alone with this is not voted for, since the others hear of
 //! their leader, and follows again before it counts as cut off. If those who accuse can outvote it, they do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Agreement, Error};
 use crate::core::offence::Offence;
-use crate::core::state::Command;
+use crate::core::state::{Command, State};
 
 /// How often it is looked whether another leads.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,14 +32,19 @@ impl Agreement {
         };
         let patience = Duration::from_millis(self.0.timing.election_max_ms);
         let mut tries = 0;
-        while self.would_accuse(node, since) {
+        let mut states = self.watch();
+        let matters = |state: &State| {
+            let member = state.nodes.get(&node);
+            member.is_some_and(|m| m.answers_since() == since)
+                && state.would_matter(self.0.own, node)
+        };
+        while matters(&Arc::clone(&states.borrow_and_update())) {
             let proposed = timeout(patience, self.propose(command.clone())).await;
             if let Ok(Err(Error::Stopped)) = proposed {
                 return;
             }
             // What was agreed on comes here soon, if it was.
-            let mut states = self.watch();
-            let known = states.wait_for(|_| !self.would_accuse(node, since));
+            let known = states.wait_for(|state| !matters(state));
             if timeout(patience, known).await.is_ok() {
                 return;
             }
@@ -53,12 +59,6 @@ impl Agreement {
             ))
             .await;
         }
-    }
-
-    fn would_accuse(&self, node: NodeId, since: u64) -> bool {
-        let state = self.0.state.borrow();
-        let member = state.nodes.get(&node);
-        member.is_some_and(|m| m.answers_since() == since) && state.would_matter(self.0.own, node)
     }
 
     /// Does not follow `node` for so long, or until another leads.

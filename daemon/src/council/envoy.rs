@@ -22,7 +22,7 @@ const ANSWER_IN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Envoy {
     cluster: Weak<Cluster>,
-    /// How many were brought.
+    /// The number of the next.
     messages: AtomicU64,
 }
 
@@ -30,7 +30,8 @@ impl Envoy {
     pub(super) fn new(cluster: Weak<Cluster>) -> Self {
         Self {
             cluster,
-            messages: AtomicU64::new(0),
+            // Parts of a message of an earlier run are not to be taken for some of this one.
+            messages: AtomicU64::new(crate::depart::random().unwrap_or_default()),
         }
     }
 }
