@@ -1,45 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What those who led said lately, to see whether one says two things: two entries of one number that it
+//! What the one who leads said lately, to see whether one says two things: two entries of one number that it
 //! made itself in one reign.
 //!
 //! A leader shows an entry when it is on its disk, and never changes it: one that begins anew goes on where
 //! its log ends, even if it lost power. What it passes on of earlier reigns is not its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::VecDeque;
 
 use super::Entry;
 use super::guard::Leader;
-use crate::core::hash::Hash;
 
-/// So many of the last entries of one leader are known.
-const MAX_ENTRIES: usize = 512;
+/// So many of its last entries are known: as many as one message has.
+const MAX_ENTRIES: usize = 64;
 
-/// What is known of the last reign of each node.
+/// What is known of the last reign, in the order in which it came.
 #[derive(Default)]
-pub(super) struct Recall(HashMap<u64, (Leader, BTreeMap<u64, Hash>)>);
+pub(super) struct Recall {
+    reign: Option<Leader>,
+    entries: VecDeque<Entry>,
+}
 
 impl Recall {
     /// `leader` sends these; says whether it made others of the same numbers before.
     pub(super) fn contradicts(&mut self, leader: Leader, entries: &[Entry]) -> bool {
-        let (reign, known) = self
-            .0
-            .entry(leader.node_id)
-            .or_insert_with(|| (leader, BTreeMap::new()));
-        if *reign != leader {
-            *reign = leader;
-            known.clear();
+        if self.reign.replace(leader) != Some(leader) {
+            self.entries.clear();
         }
         for entry in entries.iter().filter(|e| e.log_id.leader_id == leader) {
-            let Ok(json) = serde_json::to_vec(&entry.payload) else {
-                continue;
-            };
-            let is = Hash::of(&json);
-            if *known.entry(entry.log_id.index).or_insert(is) != is {
-                return true;
-            }
-            if known.len() > MAX_ENTRIES {
-                known.pop_first();
+            match self.entries.iter().find(|e| e.log_id == entry.log_id) {
+                Some(known) if known.payload != entry.payload => return true,
+                Some(_) => {}
+                None => {
+                    self.entries.push_back(entry.clone());
+                    if self.entries.len() > MAX_ENTRIES {
+                        self.entries.pop_front();
+                    }
+                }
             }
         }
         false
@@ -79,7 +76,7 @@ mod tests {
             let e = entry(3, index, "a");
             assert!(!recall.contradicts(e.log_id.leader_id, &[e]));
         }
-        assert_eq!(recall.0[&2].1.len(), MAX_ENTRIES);
+        assert_eq!(recall.entries.len(), MAX_ENTRIES);
         let e = entry(3, 1999, "x");
         assert!(recall.contradicts(e.log_id.leader_id, &[e]));
     }
