@@ -18,6 +18,8 @@ use crate::core::state::{Command, Outcome, Unique};
 const TICK: Duration = Duration::from_millis(500);
 /// Who waits is asked so often whether he still does.
 const LOOK: Duration = Duration::from_millis(500);
+/// Then the session of one who waits is renewed, and that given up for now after so long.
+const RENEW: Duration = Duration::from_secs(2);
 /// Who does not want to wait waits so long for a node that keeps the lock to say whether somebody has it.
 const TRY: Duration = Duration::from_secs(5);
 
@@ -238,11 +240,13 @@ impl Session {
                 Err(_) if left.is_zero() && wait.is_none() => break lock::Refusal::Held.into(),
                 Err(_) if left.is_zero() => break Error::TimedOut,
                 Err(_) if !wanted() => break Error::Gone,
-                Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => match self.renew().await {
-                    // While nothing is agreed on no lease ends.
-                    Ok(()) | Err(Error::Agree(_)) => {}
-                    Err(e) => return Err(e),
-                },
+                Err(_) if self.renewed.elapsed() >= self.ttl() / 3 => {
+                    match timeout(RENEW, self.renew()).await {
+                        // While nothing is agreed on no lease ends.
+                        Ok(Ok(()) | Err(Error::Agree(_))) | Err(_) => {}
+                        Ok(Err(e)) => return Err(e),
+                    }
+                }
                 Err(_) => {}
             }
         };
