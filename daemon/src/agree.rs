@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod lease;
 pub mod log;
 pub mod machine;
+pub mod pulse;
 mod recall;
 mod runtime;
 #[cfg(test)]
@@ -148,6 +149,12 @@ impl Timing {
     /// A majority not heard of for so long is not there.
     fn majority(self) -> Duration {
         Duration::from_millis(self.election_max_ms)
+    }
+
+    /// A node that no majority answered for so long fences itself off, if one that is silent for
+    /// `dead_after` seems dead: the others may have needed two elections meanwhile.
+    pub fn fence_after(self, dead_after: Duration) -> Duration {
+        dead_after + 2 * self.majority()
     }
 
     fn answer(self) -> Duration {

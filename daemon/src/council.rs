@@ -89,7 +89,7 @@ pub struct Council {
     arriving: Mutex<BTreeMap<NodeId, Parts>>,
     store: Store,
     life: Duration,
-    /// After so long without a majority this node is fenced off.
+    /// After so long without an answer of a majority this node is fenced off.
     fence_after: Duration,
     seat: Mutex<Seat>,
     /// Opens the authority's key; only voters have it.
@@ -227,7 +227,7 @@ impl Council {
             arriving: Mutex::default(),
             store,
             life: config.certificate_life,
-            fence_after: config.peer_dead_after + Duration::from_millis(timing.election_max_ms),
+            fence_after: timing.fence_after(config.peer_dead_after),
             seat: Mutex::new(seat),
             seal: RwLock::new(seal),
             credentials: Mutex::new(credentials),

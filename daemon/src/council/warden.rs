@@ -6,15 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::Council;
-use crate::core::isolation::Isolation;
+use crate::agree::pulse::Pulse;
 use crate::core::state::Command;
 use crate::failure::Failure;
 
-/// How often it looks.
-const EVERY: Duration = Duration::from_millis(250);
 /// Longest wait for the module to end what this node had to do with others.
 const ENDED_IN: Duration = Duration::from_secs(30);
 /// Pause before it is said again that this node is there.
@@ -23,24 +21,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 impl Council {
     /// Watches for as long as the node runs.
     pub(super) async fn watch_majority(self: Arc<Self>) {
-        let start = Instant::now();
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let mut isolation = Isolation::new(ms(self.fence_after), 0);
+        let mut pulse = Pulse::new(&self.agreement, self.fence_after);
         loop {
-            sleep(EVERY).await;
-            let has_majority = self.status().has_majority;
-            let Some(isolated) = isolation.look(has_majority, ms(start.elapsed())) else {
-                continue;
-            };
+            let isolated = pulse.changed().await;
             let Some(cluster) = self.cluster.upgrade() else {
                 return;
             };
             if isolated {
                 tracing::warn!(
-                    "no majority of the cluster is heard of: this node hosts nothing, and its processes elsewhere end"
+                    "no majority of the cluster answers: this node hosts nothing, and its processes elsewhere end"
                 );
             } else {
-                tracing::info!("a majority of the cluster is heard of again");
+                tracing::info!("a majority of the cluster answers again");
             }
             cluster.set_isolated(isolated).await;
         }
