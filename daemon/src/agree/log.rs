@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -131,9 +131,7 @@ impl Inner {
                 stale_bytes += (out.len() - before) as u64;
             }
         }
-        file.write_all(&out)
-            .and_then(|()| if sync { file.sync_data() } else { Ok(()) })
-            .map_err(disk::failed("write", &self.path))?;
+        disk::append(&mut file, &self.path, &out, sync)?;
         for record in records {
             self.held.take(record).map_err(|why| Error::Damaged {
                 path: self.path.clone(),
@@ -194,14 +192,9 @@ impl Log {
                 for record in records {
                     held.take(record).map_err(|why| damaged(bytes, why))?;
                 }
-                let cut = || -> io::Result<File> {
-                    let mut file = OpenOptions::new().write(true).open(&path)?;
-                    file.set_len(bytes)?;
-                    file.sync_all()?;
-                    file.seek(SeekFrom::End(0))?;
-                    Ok(file)
-                };
-                cut().map_err(disk::failed("write", &path))?
+                // What is read may not be on the disk: after a sync that failed the system takes it
+                // for written, and no later sync writes it. So all of it is written anew.
+                disk::replace(&path, &held.sealed(node, &path)?)?.0
             }
         };
         Ok(Self(Arc::new(Mutex::new(Inner {
