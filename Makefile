@@ -66,8 +66,9 @@ test-all: all vm host-test ## all tests there are
 # Without a number of its own each kind has as many seeds as it does in a few hours.
 soak: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SIM_SEEDS (200) of who seems alive
 	@STORM_SEEDS=$(or $(SEEDS),10000) LINEAR_SEEDS=$(or $(LINEAR_SEEDS),500) SIM_SEEDS=$(or $(SIM_SEEDS),200) \
+		RUSTFLAGS='--cfg tokio_unstable -C target-feature=+crt-static' \
 		CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_TARGET_DIR=target/soak \
-		vm/rust cargo test -p ssid --locked --lib -- --nocapture storm linear swim::sim
+		vm/rust cargo test -p ssid --locked --lib -- --include-ignored --nocapture storm linear swim::sim
 
 fuzz: ## look for bytes from outside that do harm, each target for FUZZ_SECONDS (600)
 	@fuzz/run $(TARGETS)

@@ -147,12 +147,19 @@ impl RaftStateMachine<Types> for Machine {
             self.applied = Some(entry.log_id);
             let outcome = match entry.payload {
                 EntryPayload::Blank => Outcome::default(),
-                EntryPayload::Normal(change) => Arc::make_mut(&mut state).apply(&change.0),
+                EntryPayload::Normal(change) => {
+                    let outcome = Arc::make_mut(&mut state).apply(&change.0);
+                    #[cfg(test)]
+                    super::tests::twist(Arc::make_mut(&mut state));
+                    outcome
+                }
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Outcome::default()
                 }
             };
+            #[cfg(test)]
+            super::tests::saw(&self.kept.path, entry.log_id, &state);
             answers.extend(responder.map(|r| (r, outcome)));
         }
         // Who has the answer finds the change made.
@@ -192,6 +199,10 @@ impl RaftStateMachine<Types> for Machine {
         self.kept.keep(snapshot).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        #[cfg(test)]
+        if let Some(at) = meta.last_log_id {
+            super::tests::saw(&self.kept.path, at, &state);
+        }
         self.state.send_replace(state);
         Ok(())
     }

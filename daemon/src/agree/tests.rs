@@ -6,6 +6,7 @@ mod hostile;
 mod keeper;
 mod linear;
 mod storm;
+mod wall;
 
 use std::cell::Cell;
 use std::fs;
@@ -14,12 +15,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
+use tokio::time::sleep_until;
 
+use self::wall::Wall;
 use super::carrier::Asked;
 use super::*;
 use crate::core::facts::Facts;
 use crate::core::hash::Hash;
 use crate::core::state::Candidate;
+
+pub(super) use self::storm::witness::{saw, twist};
 
 thread_local! {
     /// Plants an error: a node says what it knows, without asking whether there is more.
@@ -46,6 +51,10 @@ struct Wires {
     apart: BTreeSet<NodeId>,
     /// Wires that bring nothing from the first to the second.
     stopped: BTreeSet<(NodeId, NodeId)>,
+    /// Wires on which everything takes so much longer, in milliseconds.
+    slow: BTreeMap<(NodeId, NodeId), u64>,
+    /// Nodes that stand still until then: what is for them or from them waits.
+    paused: BTreeMap<NodeId, Instant>,
     /// So many answers of a hundred are lost.
     lost: u64,
     /// So many messages of a hundred come once more, later.
@@ -54,6 +63,8 @@ struct Wires {
     late_ms: u64,
     /// Where the files of a node are, if it lost power once.
     dirs: BTreeMap<NodeId, PathBuf>,
+    /// What the clocks of nodes show.
+    walls: BTreeMap<NodeId, Wall>,
     snapshots: u64,
     /// Leaders that say that it is agreed on who is accused, and leave it out.
     hiding: BTreeSet<NodeId>,
@@ -62,6 +73,23 @@ struct Wires {
     /// Who lies in this test.
     liars: BTreeSet<NodeId>,
     dice: Dice,
+}
+
+impl Wires {
+    fn wall(&mut self, node: NodeId) -> &mut Wall {
+        self.walls.entry(node).or_default()
+    }
+}
+
+/// Waits for a node that stands still.
+async fn awake(all: &Mutex<Wires>, node: NodeId) {
+    loop {
+        let until = all.lock().unwrap().paused.get(&node).copied();
+        match until.filter(|until| *until > Instant::now()) {
+            Some(until) => sleep_until(until).await,
+            None => return,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -74,58 +102,81 @@ struct Wire {
 
 impl Carrier for Wire {
     fn ask(&self, to: NodeId, request: Vec<u8>) -> Asked<'_> {
-        Box::pin(async move {
-            let (node, dir, there, back, lost, again) = {
-                let mut all = self.all.lock().unwrap();
-                if all.dirs.get(&self.own).is_some_and(|dir| *dir != self.dir) {
-                    return Err(NoAnswer::NotSent);
-                }
-                if all.cut.contains(&self.own) || all.cut.contains(&to) {
-                    return Err(NoAnswer::NotSent);
-                }
-                if all.apart.contains(&self.own) != all.apart.contains(&to) {
-                    return Err(NoAnswer::NotSent);
-                }
-                if request.starts_with(b"{\"snapshot\"") {
-                    all.snapshots += 1;
-                }
-                let node = all.nodes.get(&to).cloned().ok_or(NoAnswer::NotSent)?;
-                let late_ms = all.late_ms;
-                let (there, back) = (all.dice.below(late_ms), all.dice.below(late_ms));
-                let lost = all.dice.below(100) < all.lost;
-                let again = all.dice.below(100) < all.twice;
-                if all.stopped.contains(&(self.own, to)) {
-                    return Err(NoAnswer::Lost);
-                }
-                if all.hiding.contains(&to) && request.starts_with(b"{\"propose\":{\"accuse\"") {
-                    return Ok(carrier::encode(&Answer::Proposed(Outcome::Done)).unwrap());
-                }
-                (node, all.dirs.get(&to).cloned(), there, back, lost, again)
-            };
-            sleep(Duration::from_millis(there)).await;
-            if again {
-                let (node, own, request) = (node.clone(), self.own, request.clone());
-                tokio::spawn(async move {
-                    sleep(Duration::from_millis(3 * back)).await;
-                    node.serve(own, &request).await;
-                });
-            }
-            let answer = node.serve(self.own, &request).await;
-            sleep(Duration::from_millis(back)).await;
-            let all = self.all.lock().unwrap();
-            let stopped = all.stopped.contains(&(to, self.own));
-            // One that lost power meanwhile has said nothing.
-            let gone = all.dirs.get(&to) != dir.as_ref();
-            if lost || stopped || gone || all.cut.contains(&self.own) || all.cut.contains(&to) {
-                return Err(NoAnswer::Lost);
-            }
-            Ok(answer)
-        })
+        // What is under way arrives, whether or not anybody still waits for the answer.
+        let brought = tokio::spawn(self.clone().bring(to, request));
+        Box::pin(async move { brought.await.unwrap_or(Err(NoAnswer::Lost)) })
     }
 
     fn offended(&self, node: NodeId, offence: Offence) {
         let mut all = self.all.lock().unwrap();
         all.offences.push((self.own, node, offence));
+    }
+}
+
+impl Wire {
+    async fn bring(self, to: NodeId, request: Vec<u8>) -> Result<Vec<u8>, NoAnswer> {
+        awake(&self.all, self.own).await;
+        let (node, dir, there, back, lost, again, sent) = {
+            let mut all = self.all.lock().unwrap();
+            if all.dirs.get(&self.own).is_some_and(|dir| *dir != self.dir) {
+                return Err(NoAnswer::NotSent);
+            }
+            if all.cut.contains(&self.own) || all.cut.contains(&to) {
+                return Err(NoAnswer::NotSent);
+            }
+            if all.apart.contains(&self.own) != all.apart.contains(&to) {
+                return Err(NoAnswer::NotSent);
+            }
+            if request.starts_with(b"{\"snapshot\"") {
+                all.snapshots += 1;
+            }
+            let node = all.nodes.get(&to).cloned().ok_or(NoAnswer::NotSent)?;
+            let late_ms = all.late_ms;
+            let slow = |way| all.slow.get(&way).map_or(0, |slow| *slow);
+            let (slow_there, slow_back) = (slow((self.own, to)), slow((to, self.own)));
+            let there = all.dice.below(late_ms + slow_there);
+            let back = all.dice.below(late_ms + slow_back);
+            let lost = all.dice.below(100) < all.lost;
+            let again = all.dice.below(100) < all.twice;
+            if all.stopped.contains(&(self.own, to)) {
+                return Err(NoAnswer::Lost);
+            }
+            if all.hiding.contains(&to) && request.starts_with(b"{\"propose\":{\"accuse\"") {
+                return Ok(carrier::encode(&Answer::Proposed(Outcome::Done)).unwrap());
+            }
+            let sent = all.wall(self.own).say();
+            (
+                node,
+                all.dirs.get(&to).cloned(),
+                there,
+                back,
+                lost,
+                again,
+                sent,
+            )
+        };
+        sleep(Duration::from_millis(there)).await;
+        awake(&self.all, to).await;
+        self.all.lock().unwrap().wall(to).hear(sent);
+        if again {
+            let (node, own, request) = (node.clone(), self.own, request.clone());
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(3 * back)).await;
+                node.serve(own, &request).await;
+            });
+        }
+        let answer = node.serve(self.own, &request).await;
+        awake(&self.all, to).await;
+        sleep(Duration::from_millis(back)).await;
+        awake(&self.all, self.own).await;
+        let all = self.all.lock().unwrap();
+        let stopped = all.stopped.contains(&(to, self.own));
+        // One that lost power meanwhile has said nothing.
+        let gone = all.dirs.get(&to) != dir.as_ref();
+        if lost || stopped || gone || all.cut.contains(&self.own) || all.cut.contains(&to) {
+            return Err(NoAnswer::Lost);
+        }
+        Ok(answer)
     }
 }
 
@@ -235,10 +286,13 @@ impl Cluster {
                 cut: BTreeSet::new(),
                 apart: BTreeSet::new(),
                 stopped: BTreeSet::new(),
+                slow: BTreeMap::new(),
+                paused: BTreeMap::new(),
                 lost: 0,
                 twice: 0,
                 late_ms: 20,
                 dirs: BTreeMap::new(),
+                walls: BTreeMap::new(),
                 snapshots: 0,
                 hiding: BTreeSet::new(),
                 offences: Vec::new(),

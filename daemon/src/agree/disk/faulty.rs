@@ -153,7 +153,7 @@ pub fn lose_power(from: &Path, to: &Path, late: u64, torn: u64) {
         return;
     };
     let length = file.metadata().unwrap().len();
-    let disk = with(to, |disk| std::mem::take(disk));
+    let disk = with(to, std::mem::take);
     if let Some((begin, end)) = disk.lost {
         // The room is there, and nothing in it.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
