@@ -70,6 +70,9 @@ soak: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SI
 		CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_TARGET_DIR=target/soak \
 		vm/rust cargo test -p ssid --locked --lib -- --include-ignored --nocapture storm linear swim::sim
 
+soak-vm: all vm ## rounds of kill, freeze and cut of each role in virtual machines: ROUNDS (50) of each
+	@ROUNDS=$(or $(ROUNDS),50) tests/run 'rounds-*'
+
 fuzz: ## look for bytes from outside that do harm, each target for FUZZ_SECONDS (600)
 	@fuzz/run $(TARGETS)
 
@@ -91,4 +94,4 @@ fmt: ## format everything
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user man vm check host-test test test-all soak fuzz bench demo fmt clean
+.PHONY: help all kmod user man vm check host-test test test-all soak soak-vm fuzz bench demo fmt clean

@@ -17,6 +17,7 @@ pub mod forming;
 pub mod garbage;
 pub mod host;
 pub mod lines;
+mod members;
 pub mod module;
 pub mod moves;
 pub mod place;
@@ -25,6 +26,7 @@ pub mod proc;
 pub mod programs;
 pub mod refusals;
 pub mod rights;
+pub mod rounds;
 pub mod service;
 pub mod ssictl;
 pub mod state;
@@ -122,6 +124,7 @@ pub fn all() -> Vec<Test> {
         .chain(again(Leg::Checkers, &CHECKED))
         .chain(again(Leg::Apart, &APART))
         .chain(forming::tests())
+        .chain(rounds::tests())
         .chain(systemd::tests())
         .chain(controls::tests())
         .collect()

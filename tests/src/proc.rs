@@ -414,6 +414,15 @@ impl<'c> Proc<'c> {
         Ok(end)
     }
 
+    /// Its home lost power: nothing of it is left that would have to be ended, and another process may have its
+    /// number by now.
+    pub fn lost(&mut self) {
+        self.over = true;
+        self.stdin = None;
+        let _ = self.exec.kill();
+        let _ = self.exec.wait();
+    }
+
     /// Tells it to check, and it must have passed.
     pub fn must_pass(&mut self) -> Result<()> {
         self.tell()?;

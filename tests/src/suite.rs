@@ -29,6 +29,8 @@ pub enum Leg {
     Systemd,
     /// Four machines that are in no cluster.
     Forming,
+    /// Four machines that the tests make a cluster, and lose one of it again and again.
+    Rounds,
     /// Three nodes with a module that can be told to do its work wrong.
     Broken,
 }
@@ -45,6 +47,7 @@ impl Leg {
             Leg::Apart => "apart",
             Leg::Systemd => "systemd",
             Leg::Forming => "forming",
+            Leg::Rounds => "rounds",
             Leg::Broken => "broken",
         }
     }
@@ -58,7 +61,7 @@ impl Leg {
             Leg::Checkers => (3, &["--checkers", "--mem", "1024"]),
             Leg::Apart => (3, &[]),
             Leg::Systemd => (3, &["--systemd"]),
-            Leg::Forming => (4, &["--template", "--no-form"]),
+            Leg::Forming | Leg::Rounds => (4, &["--template", "--no-form"]),
             Leg::Broken => (3, &["--template", "--bench"]),
         };
         let lazy = matches!(self, Leg::Lazy | Leg::Small);
