@@ -2,9 +2,10 @@
 
 //! What the cluster offers to programs and scripts: locks, values, and word of what happens.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::cluster::{AS_USER, Cluster, N1, N2, N3, Node};
@@ -91,6 +92,12 @@ fn lock(cluster: &Cluster) -> Result<()> {
         &cluster.ssictl(N1, &["lock", "held", "--wait", "30", "--", "true"])?,
         0,
     )?;
+    // Readers hold it together, and keep who writes out.
+    let reader = |inner: &str| format!("ssictl lock reading --read --wait 0 -- {inner}");
+    let both = reader(&format!("sh -c '{}'", reader("true")));
+    let writer = reader("sh -c 'ssictl lock reading --wait 0 -- true'");
+    ended(&cluster.exec(N3, &["bash", "-c", &both])?, 0)?;
+    ended(&cluster.exec(N3, &["bash", "-c", &writer])?, 5)?;
     // Users have names of their own.
     let user = format!("{AS_USER} ssictl lock");
     cluster.sh(N1, &format!("{user} u65534/mine -- true"))?;
@@ -175,9 +182,36 @@ fn kv(cluster: &Cluster) -> Result<()> {
         list.contains("place/a") && list.contains("place/b"),
         "{list}"
     );
+    let shown = cluster.ssictl_json(N1, &["kv", "ls", "place/"])?;
+    let now = shown["revision"].as_u64().context("no revision")?;
+    let is = |name: &str| {
+        let shown = cluster.ssictl_json(N1, &["kv", "get", name])?;
+        shown["revision"].as_u64().context("no revision")
+    };
+    let before = (is("place/b")? - 1).to_string();
+    let late = cluster.ssictl(N2, &["kv", "rm", "place/b", "--revision", &before])?;
+    ended(&late, 5)?;
     for name in ["place/a", "place/b"] {
-        ended(&cluster.ssictl(N2, &["kv", "rm", name])?, 0)?;
+        let revision = is(name)?.to_string();
+        let words = ["kv", "rm", name, "--revision", &revision];
+        ended(&cluster.ssictl(N2, &words)?, 0)?;
     }
+    // Who watches is told what was done since, and then what is done.
+    let watch = format!("timeout 10 ssictl kv watch place/ --after {now} >/tmp/watched; true");
+    let watched = thread::scope(|scope| {
+        let watched = scope.spawn(|| cluster.sh(N3, &watch));
+        let put = cluster.sh(N1, "sleep 3; ssictl kv put place/c three");
+        watched.join().map(|w| put.and(w))
+    });
+    watched.map_err(|_| anyhow!("a thread of the runner panicked"))??;
+    let watched = cluster.sh(N3, "cat /tmp/watched")?;
+    let told: Vec<&str> = watched
+        .lines()
+        .filter_map(|l| l.split_once(' ').map(|(_, change)| change))
+        .collect();
+    let wanted = ["place/a (deleted)", "place/b (deleted)", "place/c three"];
+    ensure!(told == wanted, "{watched}");
+    ended(&cluster.ssictl(N1, &["kv", "rm", "place/c"])?, 0)?;
     let gone = cluster.ssictl(N1, &["kv", "get", "place/a"])?;
     ensure!(gone.status != 0, "{}", gone.evidence());
     Ok(())

@@ -29,6 +29,8 @@ pub fn tests() -> Vec<Test> {
         Test::new("stopped", stopped),
         Test::new("sockets", sockets),
         Test::new("journal", journal),
+        Test::new("restore", restore),
+        Test::new("upgrade", upgrade),
     ];
     tests
         .into_iter()
@@ -292,4 +294,72 @@ fn journal(cluster: &Cluster) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies are made while the daemons are stopped, which no process notices, and are put back on empty nodes: "Back up".
+fn restore(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.nodes();
+    let all = |script: &str| {
+        cluster
+            .on_all(&nodes, |on| cluster.sh(on, script))
+            .map(drop)
+    };
+    let get = |name| cluster.ssictl(N2, &["kv", "get", name]);
+    cluster.sh(N1, "ssictl kv put kept/before yes")?;
+    let mut writer = Proc::start(cluster, &Start::guest("count 20"))?;
+    writer.ready()?;
+    hop(&writer, "count", Doing::Sleeping, N2)?;
+    all("systemctl stop ssid")?;
+    let before = writer.lines().len();
+    all("tar -C /var/lib/ssid -cf /tmp/ssid.tar .")?;
+    writer.wait_lines(before + 20, BACK)?;
+    all("systemctl start ssid")?;
+    cluster.wait_linked(&nodes)?;
+    writer.must_pass()?;
+    let lines = writer.lines();
+    lines::check(lines.iter().map(|(_, line)| line.as_str()), |_| Ok(()))?;
+    cluster.sh(N1, "ssictl kv put kept/later yes")?;
+
+    all("systemctl stop ssid")?;
+    cluster.on_all(&nodes, |on| cluster.unload(on))?;
+    all("rm -rf /var/lib/ssid/*; insmod /ssi/ssi.ko")?;
+    all("tar -C /var/lib/ssid -xf /tmp/ssid.tar")?;
+    all("systemctl start ssid")?;
+    cluster.wait_linked(&nodes)?;
+    let kept = get("kept/before")?;
+    ensure!(
+        kept.status == 0 && kept.text().trim() == "yes",
+        "{}",
+        kept.evidence()
+    );
+    let later = get("kept/later")?;
+    ensure!(later.status == 4, "{}", later.evidence());
+    cluster.sh(N3, "ssictl kv put kept/later yes")?;
+    crate::failures::still_works(cluster)
+}
+
+/// Another module takes the place of one that was emptied: "Upgrade".
+fn upgrade(cluster: &Cluster) -> Result<()> {
+    let mut guest = Proc::start(cluster, &Start::guest("count 20"))?;
+    guest.ready()?;
+    hop(&guest, "count", Doing::Sleeping, N2)?;
+    let mut own = Proc::start(cluster, &Start::guest("count 20").home(N2))?;
+    own.ready()?;
+    hop(&own, "count", Doing::Sleeping, N1)?;
+    let full = cluster.exec(N2, &["rmmod", "ssi"])?;
+    ensure!(full.status != 0, "a module that is not empty goes");
+
+    cluster.sh(N1, "ssictl node cordon n2")?;
+    hop(&guest, "count", Doing::Sleeping, N3)?;
+    hop(&own, "count", Doing::Sleeping, N2)?;
+    own.must_pass()?;
+    cluster.stop_daemon(N2)?;
+    cluster.unload(N2)?;
+    cluster.sh(N2, "insmod /ssi/ssi.ko; systemctl start ssid")?;
+    cluster.sh(N1, "ssictl node uncordon n2")?;
+    cluster.wait_linked(&cluster.nodes())?;
+    hop(&guest, "count", Doing::Sleeping, N2)?;
+    guest.must_pass()?;
+    let lines = guest.lines();
+    lines::check(lines.iter().map(|(_, line)| line.as_str()), |_| Ok(())).map(drop)
 }

@@ -23,6 +23,8 @@ pub fn tests() -> Vec<Test> {
         Test::new("tool-node-names", node_names),
         Test::new("tool-report", report),
         Test::new("tool-wait", wait),
+        Test::new("tool-timeout", timeout),
+        Test::new("tool-manual", manual),
         Test::new("tool-mistakes", mistakes),
         Test::new("tool-audit", audit),
         Test::new("tool-status", status),
@@ -177,6 +179,41 @@ fn wait(cluster: &Cluster) -> Result<()> {
     proc.must_pass()
 }
 
+/// Who gives up waiting is told that, and the process is where it was or where it went to.
+fn timeout(cluster: &Cluster) -> Result<()> {
+    let mut proc = spin(cluster)?;
+    let pid = proc.pid().to_string();
+    cluster.freeze(N2)?;
+    let words = ["migrate", &pid, "--to", "n2", "--wait", "--timeout", "1"];
+    let output = cluster.ssictl(N1, &words);
+    cluster.thaw(N2)?;
+    let output = output?;
+    ensure!(output.status == 124, "{}", output.evidence());
+    cluster.wait_linked(&cluster.nodes())?;
+    proc.must_pass()
+}
+
+/// The manual pages and the completions can be made on a node, and the configuration be checked.
+fn manual(cluster: &Cluster) -> Result<()> {
+    let made = cluster.sh(
+        N1,
+        "mkdir -p /tmp/man && ssictl man /tmp/man && ssid --man /tmp/man && cat /tmp/man/*",
+    )?;
+    for title in [".TH ssictl 1", ".TH ssictl-node-join 1", ".TH ssid"] {
+        ensure!(made.contains(title), "no page has {title}");
+    }
+    cluster.sh(N1, "ssictl completions bash | bash -n")?;
+    cluster.sh(N1, "ssid --check-config")?;
+    let wrong = "echo 'colour = 1' >/tmp/wrong.toml; ssid --config /tmp/wrong.toml --check-config";
+    let output = cluster.exec(N1, &["bash", "-c", wrong])?;
+    ensure!(
+        output.status == 1 && output.errors().contains("colour"),
+        "{}",
+        output.evidence()
+    );
+    Ok(())
+}
+
 /// What the audit log of a node holds, one JSON object after the other.
 fn records(cluster: &Cluster, on: Node) -> Result<Vec<Value>> {
     let text = cluster.sh(on, "cat /var/lib/ssid/audit/*.jsonl")?;
@@ -302,27 +339,33 @@ fn status(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Monitoring gets counters and verdicts over HTTP, on the node itself only.
-fn metrics(cluster: &Cluster) -> Result<()> {
-    let get = |on: Node, path: &str| {
-        let script = format!(
-            "import urllib.request as u, urllib.error as e
+/// What monitoring gets on a node: status and text.
+fn get(cluster: &Cluster, on: Node, path: &str) -> Result<String> {
+    let script = format!(
+        "import urllib.request as u, urllib.error as e
 try:
     r = u.urlopen('http://127.0.0.1:7401{path}', timeout=30)
 except e.HTTPError as error:
     r = error
 print(r.status, r.read().decode())"
-        );
-        cluster.sh(on, &format!("python3 -c \"{script}\""))
-    };
-    let value = |on: Node, name: &str| -> Result<u64> {
-        let text = get(on, "/metrics")?;
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-        let number = line.with_context(|| format!("{on} has no {name}: {text}"))?;
-        Ok(number.trim().parse()?)
-    };
+    );
+    cluster.sh(on, &format!("python3 -c \"{script}\""))
+}
+
+/// A number that monitoring gets on a node.
+pub(crate) fn metric(cluster: &Cluster, on: Node, name: &str) -> Result<u64> {
+    let text = get(cluster, on, "/metrics")?;
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    let number = line.with_context(|| format!("{on} has no {name}: {text}"))?;
+    Ok(number.trim().parse()?)
+}
+
+/// Monitoring gets counters and verdicts over HTTP, on the node itself only.
+fn metrics(cluster: &Cluster) -> Result<()> {
+    let get = |on, path| get(cluster, on, path);
+    let value = |on, name| metric(cluster, on, name);
     for path in ["/healthz", "/readyz"] {
         let said = get(N1, path)?;
         ensure!(said.starts_with("200 ok"), "{path}: {said}");

@@ -6,6 +6,8 @@
 mod ask;
 mod audit;
 mod cli;
+#[cfg(test)]
+mod documents;
 mod events;
 mod fail;
 mod govern;
