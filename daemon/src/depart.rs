@@ -11,6 +11,7 @@ use ssi::uapi::{FileId, Reason, Report, STATE_AWAY, STATE_GUEST};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::core::liveness::State;
 use crate::core::migrate::{Input, Migration, Output, Phase, Place};
 use crate::digest::Digests;
 use crate::failure::{Failure, Refusal};
@@ -31,6 +32,10 @@ const WHOLE_PAUSE: Duration = Duration::from_millis(20);
 const FILL_IN: Duration = Duration::from_secs(600);
 /// After a last call the module is asked again this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A link to a target that is heard is waited for so long: it may be given other keys just now.
+const LINK_IN: Duration = Duration::from_secs(5);
+/// Pause before the module is asked again whether it has the link.
+const LINK_PAUSE: Duration = Duration::from_millis(50);
 /// The target is told to forget a migration for so long. After that it gives up by itself.
 const CANCEL_IN: Duration = Duration::from_secs(180);
 /// Longest wait for its word that it has.
@@ -195,7 +200,8 @@ impl Departures {
                 Some(Output::Move) => {
                     moving = Instant::now();
                     deadline = Some(moving + MOVE_IN);
-                    self.begin_move(order, departure.token, &equal).await
+                    self.begin_move(order, departure.token, &equal, target)
+                        .await
                 }
                 Some(Output::Look) => Input::Found(self.look(order).await),
                 Some(Output::Cancel) => {
@@ -301,11 +307,21 @@ impl Departures {
         }
     }
 
-    async fn begin_move(&self, order: Order, token: u64, equal: &[FileId]) -> Input {
-        match self.module.migrate(order.pid, order.to, token, equal).await {
-            Ok(()) => Input::Begun(Ok(())),
-            Err(kmod::Error::Timeout(_)) => Input::Doubt(false),
-            Err(e) => Input::Begun(Err(failure(order.pid, e))),
+    async fn begin_move(&self, order: Order, token: u64, equal: &[FileId], target: &Peer) -> Input {
+        let until = Instant::now() + LINK_IN;
+        loop {
+            match self.module.migrate(order.pid, order.to, token, equal).await {
+                Ok(()) => return Input::Begun(Ok(())),
+                Err(kmod::Error::Timeout(_)) => return Input::Doubt(false),
+                Err(kmod::Error::Refused(r))
+                    if r.reason == Reason::NoLink
+                        && target.state() == State::Up
+                        && Instant::now() < until =>
+                {
+                    tokio::time::sleep(LINK_PAUSE).await;
+                }
+                Err(e) => return Input::Begun(Err(failure(order.pid, e))),
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use ssi::id::NodeId;
-use ssi::uapi::{Attr, Attrs, Cmd, ProcRecord, Report, STATE_AWAY, STATE_GUEST, Writer};
+use ssi::uapi::{Attr, Attrs, Cmd, ProcRecord, Reason, Report, STATE_AWAY, STATE_GUEST, Writer};
 use ssi::wire::Class;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -54,6 +54,8 @@ struct Notes {
     links: Mutex<[Vec<TcpStream>; Class::COUNT]>,
     deaths: Mutex<u32>,
     cancels: Mutex<u32>,
+    /// So many moves find no link.
+    unlinked: Mutex<u32>,
     records: Mutex<Vec<ProcRecord>>,
     events: Mutex<Option<mpsc::Sender<Event>>>,
 }
@@ -97,6 +99,15 @@ impl Channel for Notes {
                 }));
             }
             Cmd::Migrate => {
+                let mut unlinked = self.unlinked.lock().unwrap();
+                if *unlinked > 0 {
+                    *unlinked -= 1;
+                    return Ok(attributes(|w| {
+                        w.u32(Attr::Reason, Reason::NoLink as u32).unwrap();
+                        w.u64(Attr::Detail, 0).unwrap();
+                        w.bytes(Attr::Text, b"").unwrap();
+                    }));
+                }
                 let token = attrs.u64(Attr::Token).unwrap();
                 assert!(
                     !attrs.bytes(Attr::Files).unwrap().is_empty(),
@@ -626,7 +637,9 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
         ("Refused".to_owned(), "too-old".to_owned())
     );
 
-    // Home again, asked for at home: the deputy waits there, no stub is needed.
+    // Home again, asked for at home: the deputy waits there, no stub is needed. That the link gets other keys just
+    // then is waited for.
+    *n1.notes.unlinked.lock().unwrap() = 2;
     let mut phases = Vec::new();
     let mut client = Client::connect(&n2.socket, Some(PATIENCE)).unwrap();
     let done: MigrateReply = client
@@ -644,6 +657,7 @@ fn a_move_is_asked_for_anywhere_and_carried_out_where_the_process_runs() {
         (pid, 1, 2, 1234)
     );
     assert_eq!(phases, ["reading", "preparing", "moving"]);
+    assert_eq!(*n1.notes.unlinked.lock().unwrap(), 0);
 
     // A target that has the number already says so, and nothing was begun.
     let Some((other, second)) = process(NodeId::new(1).unwrap(), 4_243) else {
