@@ -769,7 +769,7 @@ def test_many_peers(genl):
 
 
 def test_statistics(genl):
-    stats = struct.unpack("<12Q", genl.call(STAT)[A_STATS])
+    stats = struct.unpack("<13Q", genl.call(STAT)[A_STATS])
     assert stats[9] > 1000 and stats[10] > 1000, stats
     assert genl.call(PS) == {}
 

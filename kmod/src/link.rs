@@ -28,6 +28,7 @@
 
 use crate::id::{NodeId, MAX_NODE};
 use crate::link_session::{Greeting, Life};
+use crate::stat::{self, Counter};
 use crate::sys::net::Socket;
 use crate::sys::slot::Slot;
 use crate::sys::wait::{Until, Woken};
@@ -164,6 +165,7 @@ pub fn attach(peer: NodeId, class: Class, fd: i32) -> Result {
     let socket = Arc::new(Socket::from_fd(fd)?, GFP_KERNEL)?;
     let chan = peer.channel(class);
     let mut served = chan.served.lock();
+    let stood = chan.state.lock().socket != 0;
     chan.give_up(None);
     drop(served.take());
     // stop() empties all of these after it has said this.
@@ -182,6 +184,9 @@ pub fn attach(peer: NodeId, class: Class, fd: i32) -> Result {
         drop(new);
     } else {
         *served = Some(new);
+        if stood {
+            stat::add(Counter::LinksRenewed, 1);
+        }
     }
     r
 }

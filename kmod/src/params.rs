@@ -17,6 +17,19 @@ pub fn push() -> bool {
     module_parameters::push.value() != 0
 }
 
+/// Records in one direction after which another socket of a link is asked for. AES-GCM allows some 2^24.5.
+const RENEW_RECORDS: u64 = 1 << 23;
+
+/// Records after which a link is to be renewed; after twice as many it is used no more. Only builds with
+/// `SSI_BENCH` can be told another number.
+pub fn renew_records() -> u64 {
+    #[cfg(SSI_BENCH)]
+    if let told @ 1.. = crate::sys::net::renew_records() {
+        return told.into();
+    }
+    RENEW_RECORDS
+}
+
 /// What a move carries, and a build for tests can be told to drop.
 #[derive(Clone, Copy)]
 pub enum Carried {

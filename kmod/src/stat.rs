@@ -33,6 +33,8 @@ pub enum Counter {
     FramesReceived,
     /// Tasks that are in code of the module.
     TasksInside,
+    /// Sockets of links that others took the place of before they broke.
+    LinksRenewed,
 }
 
 static VALUES: [Atomic<i64>; STATS.len()] = [const { Atomic::new(0) }; STATS.len()];

@@ -65,7 +65,8 @@ pub enum Cmd {
     /// Event: the memory of [`Attr::Pid`], moved under [`Attr::Token`], is complete at its new
     /// node: [`Attr::Report`] final.
     Filled = 34,
-    /// Event: a socket of [`Attr::Peer`] and [`Attr::Class`] nears its record limit: connect again.
+    /// Event: a socket of [`Attr::Peer`] and [`Attr::Class`] nears its record limit: connect again. Said again
+    /// until that is done; at the limit the socket is shut.
     Renew = 35,
 }
 
@@ -130,7 +131,7 @@ pub enum Attr {
 }
 
 /// Names of the counters in [`Attr::Stats`], in their order.
-pub const STATS: [&str; 12] = [
+pub const STATS: [&str; 13] = [
     "deputies",
     "guests",
     "migrations_out",
@@ -143,6 +144,7 @@ pub const STATS: [&str; 12] = [
     "frames_sent",
     "frames_received",
     "tasks_inside",
+    "links_renewed",
 ];
 
 /// Why a process does not move. Numbers and names are stable; users and scripts see the names.

@@ -34,6 +34,7 @@ pub mod suite;
 pub mod systemd;
 pub mod terminal;
 pub mod tool;
+pub mod worn;
 
 use suite::{Leg, Test};
 
@@ -127,6 +128,7 @@ pub fn all() -> Vec<Test> {
         .chain(rounds::tests())
         .chain(systemd::tests())
         .chain(controls::tests())
+        .chain(worn::tests())
         .collect()
 }
 

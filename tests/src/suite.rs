@@ -31,7 +31,7 @@ pub enum Leg {
     Forming,
     /// Four machines that the tests make a cluster, and lose one of it again and again.
     Rounds,
-    /// Three nodes with a module that can be told to do its work wrong.
+    /// Three nodes with a module that can be told to do its work wrong, or to wear its links out fast.
     Broken,
 }
 

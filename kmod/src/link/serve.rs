@@ -22,8 +22,9 @@ use kernel::sync::Arc;
 const QUIET_MS: u32 = 50;
 /// How long to wait for memory before asking again.
 const MEMORY_MS: u32 = 20;
-/// Records in one direction after which another socket is asked for. AES-GCM allows some 2^24.5.
-const RENEW_RECORDS: u64 = 1 << 23;
+/// Another socket is asked for again after this part of the records that a first time takes: whoever was asked may
+/// not have been there.
+const RENEW_AGAIN: u64 = 8;
 /// Quiet moments in which a socket may leave its memory cgroup before that is given up.
 const CGROUP_TRIES: u32 = 40;
 
@@ -129,7 +130,8 @@ fn receive_frames(
     socket: &Socket,
     id: u64,
 ) -> Result<core::convert::Infallible> {
-    let mut renewed = false;
+    let renew = crate::params::renew_records();
+    let mut worn_at = renew;
     let mut greeted = false;
     // Used again and again: memory costs the zeros the kernel fills it with.
     let mut payload = Received::new(chan.class);
@@ -166,8 +168,13 @@ fn receive_frames(
             _ => dispatch(peer, chan, id, kind, seq, ack, &mut payload)?,
         }
         let (sent, received) = socket.records();
-        if !renewed && sent.max(received) >= RENEW_RECORDS {
-            renewed = true;
+        let records = sent.max(received);
+        if records >= renew * 2 {
+            // Nothing goes over it any more, whether there is another or not.
+            return Err(ESTALE);
+        }
+        if records >= worn_at {
+            worn_at = records + renew.div_ceil(RENEW_AGAIN);
             let _ = crate::ctl::event(Cmd::Renew, |w| {
                 w.u32(Attr::Peer, peer.id.get().into())?;
                 w.u32(Attr::Class, chan.class as u32)

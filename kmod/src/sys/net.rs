@@ -32,6 +32,17 @@ unsafe extern "C" {
     fn ssi_sock_leave_cgroup(sock: *mut bindings::socket) -> c_int;
 }
 
+#[cfg(SSI_BENCH)]
+unsafe extern "C" {
+    safe static ssi_renew_records: c_uint;
+}
+
+/// Records after which this build for tests was told to renew a link; 0 if it was not.
+#[cfg(SSI_BENCH)]
+pub fn renew_records() -> u32 {
+    ssi_renew_records
+}
+
 /// Whether a send may wait for room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
