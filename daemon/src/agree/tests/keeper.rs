@@ -136,6 +136,11 @@ async fn who_waits_waits_on_while_nothing_is_agreed_on() {
         user.renew().await.unwrap();
         sleep(TTL / 2).await;
     }
+    cluster.cut(&[1, 2]);
+    sleep(Duration::from_secs(60)).await;
+    cluster.cut(&[]);
+    sleep(Duration::from_secs(5)).await;
+    user.renew().await.unwrap();
     assert!(!waiting.is_finished());
     cluster.cut(&[1]);
     user.release("a").await.unwrap();
