@@ -319,6 +319,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// No node that runs has noted that another did what no honest node does: all are.
+    pub fn offences(&self) -> Result<()> {
+        if !self.has_ssi() {
+            return Ok(());
+        }
+        for node in self.nodes() {
+            // One that has no power has no say.
+            let look = "grep -hE '\"event\":\"(offence|accused|quarantined)\"' /var/lib/ssid/audit/*.jsonl || true";
+            if let Ok(seen) = self.sh(node, look) {
+                ensure!(seen.is_empty(), "{node} saw offences: {seen}");
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until each of `nodes` has a link to all the others of them.
     pub fn wait_linked(&self, nodes: &[Node]) -> Result<()> {
         host::eventually(Duration::from_secs(60), || {

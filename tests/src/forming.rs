@@ -174,7 +174,12 @@ fn cordon(cluster: &Cluster) -> Result<()> {
         Ok((output.status != 0).then(|| output.evidence()))
     })?;
     hop(&proc, "spin", Doing::Computing, N2)?;
-    proc.must_pass()
+    proc.must_pass()?;
+    // Nobody has anything to be pardoned for.
+    let shown = cluster.ssictl_json(N3, &["node", "show", "n2"])?;
+    ensure!(shown["accusations"] == serde_json::json!([]), "{shown}");
+    let pardon = cluster.ssictl(N1, &["node", "pardon", "n2", "-o", "json"])?;
+    must_refuse(&pardon, "not-accused")
 }
 
 /// Another authority, while a process is away, and no connection is lost by it.

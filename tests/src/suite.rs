@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::cluster::{Cluster, Shape};
 
@@ -175,6 +175,10 @@ pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
         }
         // The cluster goes down here: what the test left behind must not fail the next one.
     }
+    if let Err(error) = clusters.end() {
+        println!("FAIL  {error:#}");
+        count.failed.push("offences".to_owned());
+    }
     count
 }
 
@@ -187,10 +191,19 @@ struct Clusters<'a> {
 }
 
 impl Clusters<'_> {
+    /// Takes the cluster down that is up. No node of it may have seen another do what no honest node does.
+    fn end(&mut self) -> Result<()> {
+        let Some((leg, cluster)) = self.current.take() else {
+            return Ok(());
+        };
+        let all = cluster.offences();
+        all.with_context(|| format!("on the cluster of {}, which is over", leg.name()))
+    }
+
     fn of(&mut self, leg: Leg) -> Result<&Cluster> {
         if self.current.as_ref().is_none_or(|(have, _)| *have != leg) {
             // The old one goes first: there is room for one.
-            self.current = None;
+            self.end()?;
             ensure!(self.lost != Some(leg), "its cluster did not come up before");
             let start = Instant::now();
             let made = Cluster::up(self.name, leg.shape()).and_then(|cluster| {
