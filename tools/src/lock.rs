@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use serde_json::{Value, json};
 use ssid::api::INTERFACE;
-use ssid::api::lock::{AcquireParameters, AcquireReply, LocksReply, Party};
+use ssid::api::lock::{AcquireParameters, AcquireReply, LocksReply, Party, ReleaseParameters};
 use ssid::core::lock::Mode;
 use ssid::varlink::{self, Client};
 
@@ -30,6 +30,8 @@ use crate::{ask, out};
 
 /// The daemon answers in this time, the wait for a lock not counted.
 const ANSWER_IN: Duration = Duration::from_secs(60);
+/// How long to wait for the lock to be given up when the command has ended. It is by the end of the connection too, later.
+const RELEASE_IN: Duration = Duration::from_secs(2);
 /// A command that is told to end has so long to do it.
 const END_IN: Duration = Duration::from_secs(5);
 /// Where a command finds the number of the grant.
@@ -40,6 +42,7 @@ const SESSION: &str = "SSI_LOCK_SESSION";
 /// A lock that is held.
 struct Lease {
     client: Client,
+    name: String,
     ttl: Duration,
     /// When the renewal that counts was asked for.
     renewed: Instant,
@@ -58,6 +61,15 @@ impl Lease {
         let method = format!("{INTERFACE}.Renew");
         self.client.call::<Value>(&method, &json!({}), drop)?;
         self.renewed = now;
+        Ok(())
+    }
+
+    /// Gives the lock up: whoever asks after this tool has ended asks after that.
+    fn release(mut self) -> Result<(), varlink::Error> {
+        self.client.set_timeout(RELEASE_IN)?;
+        let parameters = ReleaseParameters { name: self.name };
+        let method = format!("{INTERFACE}.Release");
+        self.client.call::<Value>(&method, &parameters, drop)?;
         Ok(())
     }
 }
@@ -124,7 +136,11 @@ pub(crate) fn run(socket: &Path, a: &LockRun) -> Result<ExitCode, Fail> {
         .spawn();
     let mut child = child.map_err(|e| Fail::unrunnable(&program.to_string_lossy(), &e))?;
     let why = match hold(&mut lease, &signals, &mut child) {
-        Ok(status) => return Ok(exit_code(status)),
+        Ok(status) => {
+            // What comes of it does not change what the command did.
+            let _ = lease.release();
+            return Ok(exit_code(status));
+        }
         Err(why) => why,
     };
     tell(&child, Signal::SIGTERM);
@@ -154,6 +170,7 @@ fn acquire(socket: &Path, a: &LockRun) -> Result<(Lease, AcquireReply), Fail> {
     let ttl = Duration::from_millis(reply.ttl_ms);
     let mut lease = Lease {
         client,
+        name: parameters.name,
         ttl,
         renewed: begun,
     };

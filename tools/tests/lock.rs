@@ -93,6 +93,10 @@ fn the_lease_is_renewed_while_the_command_runs() {
     assert_eq!(status(&output), Some(0));
     let renewals = calls.iter().filter(|c| c.method.ends_with(".Renew"));
     assert!(renewals.count() >= 2);
+    // It is given up before the tool ends.
+    let last = calls.last().unwrap();
+    assert_eq!(last.method, "io.unum.Cluster.Release");
+    assert_eq!(last.parameters.as_ref().unwrap()["name"], "a");
 }
 
 #[test]

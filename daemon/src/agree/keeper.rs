@@ -5,13 +5,14 @@
 //! A lock that was used here and that nobody else wanted is kept. It is lent without anybody being asked,
 //! and for no longer than the node's own session is good: so whoever has it must have given it up when
 //! the state gives it to another. One that nobody uses for [`IDLE`] is given up, and one that was asked
-//! for before it was used here again is not kept the next time, nor the next two, four, eight times if that
-//! goes on.
+//! for on another node before it was used here again is not kept the next time, nor the next two, four,
+//! eight times if that goes on.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ssi::id::NodeId;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -76,8 +77,9 @@ struct Kept {
     token: u64,
     end: u64,
     holder: Option<Holder>,
-    /// The state is being asked to change who has it.
+    /// The state is being asked to change who has it, and whether that is for another node.
     moving: bool,
+    elsewhere: bool,
     /// When it was used last, and whether it was since it is kept.
     used: Instant,
     reused: bool,
@@ -117,7 +119,7 @@ pub struct Keeper {
 
 /// What is to be done about a lock.
 enum Task {
-    Release { wanted: bool },
+    Release,
     Reveal(Holder, u64),
 }
 
@@ -144,7 +146,7 @@ impl Inner {
         }
     }
 
-    /// Somebody else asked for what was kept.
+    /// Somebody on another node asked for what was kept.
     fn note_wanted(&mut self, name: &str, reused: bool) {
         if self.habits.len() >= MAX_HABITS {
             self.habits.clear();
@@ -172,24 +174,30 @@ impl Inner {
         // If it is not revealed nobody has it, or who had it did not renew.
         let is_revealed = matches!(task, Task::Reveal(..));
         self.note_moved(kept.holder, name.to_owned(), is_revealed);
-        if !matches!(task, Task::Release { wanted: false }) {
+        if kept.elsewhere {
             self.note_wanted(name, kept.reused);
         }
     }
 
     /// Something to do, which is begun.
-    fn next_task(&mut self, state: &State) -> Option<(String, Task)> {
+    fn next_task(&mut self, own: NodeId, state: &State) -> Option<(String, Task)> {
         let now = Instant::now();
+        let is_elsewhere = |session: Unique| {
+            let session = state.locks.session(session);
+            session.is_some_and(|s| s.opening.owner.node != own)
+        };
         for (name, kept) in &mut self.kept {
             let lock = state.locks.locks().get(name);
-            let wanted = lock.is_some_and(|lock| !lock.queue.is_empty());
+            let queue = lock.map_or(&[][..], |lock| &lock.queue[..]);
+            let wanted = !queue.is_empty();
             let holder = kept.holder.filter(|h| h.until > now);
             let task = match holder {
                 Some(holder) if wanted => Task::Reveal(holder, kept.token - 1),
-                None if wanted || now - kept.used >= IDLE => Task::Release { wanted },
+                None if wanted || now - kept.used >= IDLE => Task::Release,
                 _ => continue,
             };
             kept.moving = true;
+            kept.elsewhere = queue.iter().any(|w| is_elsewhere(w.session));
             return Some((name.clone(), task));
         }
         None
@@ -339,6 +347,7 @@ impl Keeper {
             end: token.saturating_add(KEPT_TOKENS),
             holder: None,
             moving: false,
+            elsewhere: false,
             used: Instant::now(),
             reused: false,
         };
@@ -381,7 +390,7 @@ impl Keeper {
             return self.close().await;
         }
         loop {
-            let task = self.inner().next_task(state);
+            let task = self.inner().next_task(self.agreement.0.own, state);
             let Some((name, task)) = task else { break };
             self.make(&name, task).await?;
         }
@@ -402,7 +411,7 @@ impl Keeper {
             (inner.id, inner.serial)
         };
         let command = match task {
-            Task::Release { .. } => Command::Release {
+            Task::Release => Command::Release {
                 session: id,
                 serial,
                 name: name.to_owned(),
