@@ -156,7 +156,7 @@ impl Client<ValueOp> {
 
 impl Client<LockOp> {
     async fn run(mut self) {
-        let own = self.dice.0 >> 40;
+        let own = self.unique();
         for _ in 0..HOLDS {
             self.pause(1000).await;
             // Mostly the same lock on the same node: then it is kept.
