@@ -62,7 +62,8 @@ impl Storm {
         let (late, torn) = (self.below(1 << 20), self.below(60));
         match how {
             Off::Daemon => faulty::restart(&before, &to),
-            _ if self.planted == Planted::Forgets && life == 1 => {
+            // One that joined later was nothing long ago.
+            _ if self.planted == Planted::Forgets && life == 1 && self.early(node).exists() => {
                 faulty::lose_power(&self.early(node), &to, 0, 0);
             }
             _ => faulty::lose_power(&before, &to, late, torn),
