@@ -154,6 +154,11 @@ pub fn lose_power(from: &Path, to: &Path, late: u64, torn: u64) {
     };
     let length = file.metadata().unwrap().len();
     let disk = with(to, std::mem::take);
+    // A log that failed does not go on: nothing was being written behind what the failed write left.
+    let torn = match struck(from) {
+        Some((_, failed)) if is_log(&failed) => 0,
+        _ => torn,
+    };
     if let Some((begin, end)) = disk.lost {
         // The room is there, and nothing in it.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
