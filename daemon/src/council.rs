@@ -19,7 +19,7 @@ use std::time::Duration;
 use ssi::id::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::agree::keeper::Keeper;
 use crate::agree::{self, Agreement, Status, Timing, carrier};
@@ -42,6 +42,8 @@ use witness::Sights;
 
 /// Longest wait for another node that does something for us.
 const ASK_IN: Duration = Duration::from_secs(20);
+/// Pause before it is asked again for what it may not have done.
+const ASK_AGAIN_IN: Duration = Duration::from_millis(500);
 /// Longest wait for locks to be given up when the daemon ends.
 const GIVE_UP_IN: Duration = Duration::from_secs(1);
 /// What the key of the authority is sealed for.
@@ -400,6 +402,24 @@ impl Council {
         let state = self.read().await?;
         let since = state.nodes.get(&node).map(|m| m.epoch);
         let since = since.ok_or_else(|| Failure::NoNode(node.to_string()))?;
+        let until = Instant::now() + ASK_IN;
+        loop {
+            let Err(failure) = self.retire_once(node, since, why).await else {
+                return Ok(());
+            };
+            // Whoever led may have gone with its answer: it may be the node that is out.
+            let state = self.read().await.map_err(|_| failure.clone())?;
+            if state.nodes.get(&node).is_none_or(|m| m.epoch != since) {
+                return Ok(());
+            }
+            if !matches!(failure, Failure::Unavailable(_)) || Instant::now() >= until {
+                return Err(failure);
+            }
+            sleep(ASK_AGAIN_IN).await;
+        }
+    }
+
+    async fn retire_once(&self, node: NodeId, since: u64, why: Why) -> Result<(), Failure> {
         if self.status().leader == Some(self.own) {
             return self.retire_here(node, since, why).await;
         }

@@ -37,6 +37,27 @@ pub(super) fn authorities(state: &State) -> String {
     state.authorities().collect::<Vec<_>>().concat()
 }
 
+/// `new` with the authorities that `state` believes, and who its node `own` is by that. If none of them made its
+/// certificate, this node has not heard yet of the one that did: those that came with it are believed.
+fn settled(
+    own: NodeId,
+    new: Credentials,
+    state: &State,
+) -> Result<(Credentials, tls::Identity), tls::Error> {
+    let revoked: tls::Revoked = state.revoked.keys().copied().collect();
+    if state.cluster.is_some() {
+        let ca = authorities(state);
+        let node = new.node.clone();
+        let agreed = Credentials { ca, node };
+        match tls::Identity::of(own, &agreed, revoked.clone()) {
+            Err(tls::Error::OtherAuthority) => {}
+            identity => return Ok((agreed, identity?)),
+        }
+    }
+    let identity = tls::Identity::of(own, &new, revoked)?;
+    Ok((new, identity))
+}
+
 impl Council {
     pub(super) fn has_seal(&self) -> bool {
         let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
@@ -190,14 +211,17 @@ impl Council {
         credentials.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Proves who this node is with other credentials from now on.
-    pub(super) fn adopt(&self, new: Credentials, state: &State) -> Result<(), Error> {
-        let revoked = state.revoked.keys().copied().collect();
-        let identity = tls::Identity::of(self.own, &new, revoked)?;
+    /// Proves who this node is with `new`, or as before, from now on, and believes whom the cluster
+    /// believes. What is agreed on is read when nobody else changes this: an answer with another
+    /// certificate may be older than it.
+    fn adopt(&self, new: Option<Credentials>) -> Result<(), Error> {
         let mut kept = self
             .credentials
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
+        let new = new.unwrap_or_else(|| kept.clone());
+        let (new, identity) = settled(self.own, new, &state)?;
         if *kept != new {
             self.store.save_credentials(&new)?;
             *kept = new;
@@ -208,11 +232,9 @@ impl Council {
         Ok(())
     }
 
-    /// As [`Council::adopt`], with the certificate there is and the authorities of `state`.
-    pub(super) fn believe(&self, state: &State) -> Result<(), Error> {
-        let node = self.credentials().node;
-        let ca = authorities(state);
-        self.adopt(Credentials { ca, node }, state)
+    /// Believes whom the cluster believes.
+    pub(super) fn believe(&self) -> Result<(), Error> {
+        self.adopt(None)
     }
 
     /// Whether this node's certificate should be replaced.
@@ -247,7 +269,7 @@ impl Council {
             ca: certified.authorities,
             node: key + &certified.certificate,
         };
-        self.adopt(new, &self.state()).map_err(|e| unusable(&e))
+        self.adopt(Some(new)).map_err(|e| unusable(&e))
     }
 
     /// Gets another certificate whenever there should be one.
@@ -294,4 +316,55 @@ fn admitted(
         certified: Some(certified),
         members: members.collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state;
+
+    fn believing(ca: &str, previous: Option<&str>) -> State {
+        State {
+            cluster: Some(state::Cluster {
+                name: "here".to_owned(),
+                id: Unique(1),
+                founded_ms: 0,
+                authority: state::Authority {
+                    ca: ca.to_owned(),
+                    sealed_key: Vec::new(),
+                    generation: 0,
+                    previous: previous.map(str::to_owned),
+                },
+            }),
+            ..State::default()
+        }
+    }
+
+    fn certified(authority: &Authority, authorities: String) -> Credentials {
+        let own = NodeId::new(1).unwrap();
+        let (key, request) = pki::request().unwrap();
+        let addr = "10.0.0.1".parse().unwrap();
+        let certificate = authority.sign(&request, own, addr, Validity::default());
+        Credentials {
+            ca: authorities,
+            node: key + &certificate.unwrap(),
+        }
+    }
+
+    #[test]
+    fn whom_to_believe_is_as_agreed_but_for_a_certificate_of_one_not_heard_of() {
+        let own = NodeId::new(1).unwrap();
+        let (_, old) = Authority::new("here").unwrap();
+        let (new, ca) = Authority::new("here").unwrap();
+        let answer = certified(&new, ca.clone() + &old);
+        let believed = |state: &State| settled(own, answer.clone(), state).unwrap().0.ca;
+        // An answer that is older than what was agreed on since brings nobody back.
+        assert_eq!(believed(&believing(&ca, None)), ca);
+        assert_eq!(believed(&believing(&ca, Some(&old))), ca.clone() + &old);
+        // And one that is newer is not lost.
+        assert_eq!(believed(&believing(&old, None)), answer.ca);
+        assert_eq!(believed(&State::default()), answer.ca);
+        let other = NodeId::new(2).unwrap();
+        assert!(settled(other, answer.clone(), &believing(&ca, None)).is_err());
+    }
 }

@@ -161,7 +161,7 @@ impl Council {
     /// Believes whom `state` believes. What was revoked is cut off.
     fn trust(&self, before: &State, state: &State) {
         if !before.authorities().eq(state.authorities()) || before.revoked != state.revoked {
-            match self.believe(state) {
+            match self.believe() {
                 Ok(()) => {}
                 Err(e) => tracing::error!("whom to believe: {}", in_full(&e)),
             }
