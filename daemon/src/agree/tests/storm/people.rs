@@ -50,6 +50,15 @@ pub fn founding(machine: Unique, now_ms: u64) -> Command {
     }
 }
 
+/// Who lets machines in for the node `by`: itself if it votes, else who leads by what it knows.
+fn bearer(by: NodeId, at: &Agreement, wires: &Wires) -> Option<Agreement> {
+    let status = at.status();
+    if status.voters.contains(&by) {
+        return Some(at.clone());
+    }
+    wires.nodes.get(&status.leader?).cloned()
+}
+
 /// Lets a machine in, through the node `by`, as [`crate::council`] does. Returns its number and epoch.
 pub async fn join(
     by: NodeId,
@@ -89,14 +98,22 @@ pub async fn join(
             generation: 0,
             now_ms: now_ms(),
         };
-        match at.propose(join).await {
+        let bearer = bearer(by, &at, &wires.lock().unwrap());
+        let Some(bearer) = bearer else {
+            sleep(Duration::from_millis(500)).await;
+            continue;
+        };
+        match bearer.propose(join).await {
             Ok(Outcome::Joined { node, epoch }) => return Some((node, epoch)),
             Ok(Outcome::Refused(Refusal::NumberTaken)) if planted == Planted::AdmitsAnyhow => {
                 return Some((node, 0));
             }
-            // The clock was set meanwhile, or another was let in first.
+            // The clock was set meanwhile, another was let in first, or who brings it has lost its vote.
             Ok(Outcome::Refused(
-                Refusal::NumberTaken | Refusal::TokenExpired | Refusal::TokenUnknown,
+                Refusal::NumberTaken
+                | Refusal::TokenExpired
+                | Refusal::TokenUnknown
+                | Refusal::NotYours,
             )) => {}
             Ok(other) => {
                 witness::accuse(format!("{machine} does not join: {other:?}"));
