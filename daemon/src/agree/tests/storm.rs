@@ -324,7 +324,7 @@ impl Storm {
         self.restart_failed().await?;
         timeout(WELL_IN, self.well())
             .await
-            .map_err(|_| "not well again".to_owned())??;
+            .map_err(|_| format!("not well again: {}", self.plight()))??;
         self.look()?;
         for (node, at) in &self.wires().nodes {
             let state = Arc::clone(&at.watch().borrow());
@@ -336,6 +336,22 @@ impl Storm {
             }
         }
         Ok(())
+    }
+
+    /// How all stand.
+    fn plight(&self) -> String {
+        let damaged = self.damaged.map(|node| format!("{node} is damaged, "));
+        let wires = self.wires();
+        let all: Vec<_> = wires.nodes.iter().map(|(n, at)| (n, at.status())).collect();
+        let heard = wires.nodes.iter().filter(|(_, at)| {
+            let state = Arc::clone(&at.watch().borrow());
+            state.kv.get("last").is_some()
+        });
+        let heard: Vec<_> = heard.map(|(n, _)| n).collect();
+        format!(
+            "{}last is known to {heard:?}, {all:?}",
+            damaged.unwrap_or_default()
+        )
     }
 
     /// Waits until all nodes there should be are members, and know what was said last.

@@ -14,6 +14,8 @@ use crate::core::state::{Candidate, Presence, Refusal, Why};
 
 /// An hour.
 const TOKEN_MS: u64 = 3_600_000;
+/// Pause before another try to let a machine in.
+const AGAIN: Duration = Duration::from_millis(500);
 /// There are so many locks.
 const LOCKS: u64 = 3;
 
@@ -74,7 +76,11 @@ pub async fn join(
         if Instant::now() >= until {
             break;
         }
-        let Ok(state) = at.read().await else { continue };
+        let Ok(state) = at.read().await else {
+            // One that has stopped says so at once.
+            sleep(AGAIN).await;
+            continue;
+        };
         if let Some((node, member)) = state.nodes.iter().find(|(_, m)| m.nonce == machine) {
             return Some((*node, member.epoch));
         }
@@ -88,6 +94,7 @@ pub async fn join(
             now_ms: now_ms(),
         };
         if !matches!(at.propose(token).await, Ok(Outcome::Done)) {
+            sleep(AGAIN).await;
             continue;
         }
         let node = state.next_node()?;
@@ -100,7 +107,7 @@ pub async fn join(
         };
         let bearer = bearer(by, &at, &wires.lock().unwrap());
         let Some(bearer) = bearer else {
-            sleep(Duration::from_millis(500)).await;
+            sleep(AGAIN).await;
             continue;
         };
         match bearer.propose(join).await {
@@ -119,7 +126,7 @@ pub async fn join(
                 witness::accuse(format!("{machine} does not join: {other:?}"));
                 return None;
             }
-            Err(_) => {}
+            Err(_) => sleep(AGAIN).await,
         }
     }
     None

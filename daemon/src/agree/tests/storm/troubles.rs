@@ -170,16 +170,24 @@ impl Storm {
         }
     }
 
+    /// Whether the others go on without any node, for good. Two nodes have one that votes.
+    fn can_spare_one(&self) -> bool {
+        let wires = self.wires();
+        let mut all = wires.nodes.values();
+        all.all(|at| at.status().voters.len() >= 3)
+    }
+
     pub async fn meet(&mut self, trouble: Trouble) -> Result<(), String> {
         match trouble {
             Trouble::Crash => {
                 let node = self.any();
                 self.crash(node, Off::Power).await?;
             }
-            Trouble::Flip if self.damaged.is_none() => {
+            Trouble::Flip if self.damaged.is_none() && self.can_spare_one() => {
                 let node = self.any();
                 self.crash(node, Off::Flipped).await?;
             }
+            Trouble::Flip if self.damaged.is_none() => {}
             Trouble::Flip | Trouble::Remove => self.remove().await?,
             Trouble::Cut => {
                 let wire = (self.any(), self.any());

@@ -6,6 +6,8 @@
 //! same entry have the same state, and no state has two owners of anything.
 
 use std::cell::{Cell, RefCell};
+use std::panic;
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
@@ -16,7 +18,18 @@ thread_local! {
     static WITNESS: RefCell<Option<Witness>> = const { RefCell::new(None) };
     /// Plants an error: who waits for a lock has it as well.
     static LOCKS_ARE_GIVEN_TWICE: Cell<bool> = const { Cell::new(false) };
+    /// Something panicked on this thread. Tokio keeps what panics in a task to itself.
+    static PANICKED: Cell<bool> = const { Cell::new(false) };
 }
+
+/// Notes every panic, beside what is done about it anyway.
+static WATCHED: LazyLock<()> = LazyLock::new(|| {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        PANICKED.set(true);
+        before(info);
+    }));
+});
 
 /// What was seen.
 #[derive(Default)]
@@ -66,6 +79,8 @@ fn give_twice(state: &mut State) {
 
 /// Begins anew, with no error planted but this.
 pub fn begin(planted: Planted) {
+    LazyLock::force(&WATCHED);
+    PANICKED.set(false);
     WITNESS.set(Some(Witness::default()));
     LOCKS_ARE_GIVEN_TWICE.set(planted == Planted::GivesTwice);
 }
@@ -97,6 +112,9 @@ impl Witness {
     pub fn verdict() -> Result<(), String> {
         let mut wrong = None;
         with(|witness| wrong.clone_from(&witness.wrong));
+        if PANICKED.get() {
+            wrong.get_or_insert_with(|| "something panicked".to_owned());
+        }
         wrong.map_or(Ok(()), Err)
     }
 
