@@ -28,7 +28,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use openraft::Instant as _;
@@ -45,7 +45,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
 use self::guard::Here;
-use self::log::Log;
+use self::log::{Failed, Log};
 use self::machine::Machine;
 use self::recall::Recall;
 use self::runtime::Runtime;
@@ -142,6 +142,8 @@ impl Timing {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.snapshot_entries / 10,
             enable_pre_vote: Some(true),
+            // The others may have entries that it lost with the power: it must not lead on in the same reign.
+            enable_leader_restore: Some(false),
             ..Config::default()
         }
     }
@@ -252,6 +254,7 @@ pub struct Status {
 struct Inner {
     own: NodeId,
     raft: Raft,
+    log: Log,
     carrier: Arc<dyn Carrier>,
     timing: Timing,
     state: watch::Receiver<Arc<State>>,
@@ -293,11 +296,11 @@ fn claim(dir: &Path) -> Result<File, Error> {
 }
 
 /// What is in the directory, or new.
-fn load(dir: &Path, own: NodeId) -> Result<(File, Log, Machine), Error> {
+fn load(dir: &Path, own: NodeId) -> Result<(File, (Log, Failed), Machine), Error> {
     let lock = claim(dir)?;
     let machine = Machine::open(dir).map_err(Error::Disk)?;
     let log = Log::open(dir, own, machine.applied().is_none()).map_err(Error::Disk)?;
-    if let Some(purged) = log.purged().filter(|p| machine.applied() < Some(*p)) {
+    if let Some(purged) = log.0.purged().filter(|p| machine.applied() < Some(*p)) {
         return Err(Error::Gap {
             path: dir.join(log::NAME),
             purged: purged.index,
@@ -322,28 +325,36 @@ impl Agreement {
         let config = Arc::new(config.map_err(|e| Error::Timing(e.to_string()))?);
         let path = dir.to_owned();
         let loaded = runtime::on_disk(move || load(&path, own)).await;
-        let (lock, log, machine) = loaded.map_err(|_| Error::Stopped)??;
+        let (lock, (log, failed), machine) = loaded.map_err(|_| Error::Stopped)??;
         let state = machine.watch();
         let majority = carrier::Majority::default();
         let links = Links {
             carrier: Arc::clone(&carrier),
             majority: Arc::clone(&majority),
         };
-        let raft = Raft::new(raft_id(own), config, links, log, machine)
+        let raft = Raft::new(raft_id(own), config, links, log.clone(), machine)
             .await
             .map_err(|e| {
                 tracing::error!("agreement: {e}");
                 Error::Stopped
             })?;
         let metrics = raft.metrics();
+        if votes_alone(&metrics.borrow_watched(), own) {
+            // It need not wait for a leader to be heard of.
+            raft.trigger()
+                .elect(false)
+                .await
+                .map_err(|_| Error::Stopped)?;
+        }
         let tell = move || {
             let silent_for = led_in_silence(&metrics.borrow_watched(), own);
             silent_for.is_some_and(|silent| silent < timing.majority())
         };
         drop(majority.set(Box::new(tell)));
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             own,
             raft,
+            log,
             carrier,
             timing,
             state,
@@ -351,7 +362,9 @@ impl Agreement {
             recall: Mutex::default(),
             turned_from: Mutex::new(None),
             lock: Mutex::new(Some(lock)),
-        })))
+        });
+        tokio::spawn(stop_when(failed, Arc::downgrade(&inner)));
+        Ok(Self(inner))
     }
 
     /// Makes a cluster of this node alone.
@@ -709,6 +722,8 @@ impl Agreement {
         if let Err(e) = self.0.raft.shutdown().await {
             tracing::error!("agreement: {e}");
         }
+        // If it could not be written, that was said before.
+        let _ = self.0.log.settle().await;
         let mut lock = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.take();
     }
@@ -723,6 +738,16 @@ impl Agreement {
     }
 }
 
+/// A node whose disk fails takes part no more, even if it has nothing to write.
+async fn stop_when(failed: Failed, inner: Weak<Inner>) {
+    if failed.await.is_ok()
+        && let Some(inner) = inner.upgrade()
+        && let Err(e) = inner.raft.shutdown().await
+    {
+        tracing::error!("agreement: {e}");
+    }
+}
+
 /// Whether a command may go through the log.
 fn fits(command: &Command) -> Result<(), Error> {
     let bytes = serde_json::to_vec(command).map_or(usize::MAX, |json| json.len());
@@ -732,10 +757,14 @@ fn fits(command: &Command) -> Result<(), Error> {
     Ok(())
 }
 
+fn votes_alone(metrics: &Metrics, own: NodeId) -> bool {
+    let mut voters = metrics.membership_config.voter_ids();
+    voters.next() == Some(raft_id(own)) && voters.next().is_none()
+}
+
 /// Time since a majority was heard of, if `own` leads.
 fn led_in_silence(metrics: &Metrics, own: NodeId) -> Option<Duration> {
-    let mut voters = metrics.membership_config.voter_ids();
-    if voters.next() == Some(raft_id(own)) && voters.next().is_none() {
+    if votes_alone(metrics, own) {
         return Some(Duration::ZERO);
     }
     metrics.last_quorum_acked.map(|at| at.elapsed())

@@ -1,230 +1,178 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The log on this node's disk: entries and votes, durable before anybody hears of them.
+//! The log of this node: entries and votes.
 //!
-//! One file, to which is appended; all that counts is in memory as well. When old entries go, what
-//! is left is written to a new file, which takes the place of the old one.
+//! Entries are there to be read at once, so that others get them while this node's disk is at work, and
+//! count when they are on the disk. What is asked of the disk is done in order: what is on it is all there was up to
+//! some moment. Whatever comes while it is at work is written together.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::fs::File;
+mod file;
+
+use std::fmt::{self, Debug};
 use std::io;
+use std::mem;
 use std::ops::RangeBounds;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
-use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
+use tokio::sync::oneshot;
 
-use super::disk::{self, Error};
+use self::file::{Held, LogFile, Record};
+use super::disk::Error;
 use super::runtime;
 use super::{Entry, LogId, Types, Vote};
 
 /// Name of the file.
 pub const NAME: &str = "log";
-/// What is no more of use is cut out when it is so much.
-const MAX_STALE_BYTES: u64 = 1 << 20;
 
-/// What the file is made of.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Record {
-    /// Whose log this is; the first record.
-    Node(u16),
-    Vote(Vote),
-    Entry(Box<Entry>),
-    /// Entries behind this one are no more.
-    Cut(Option<LogId>),
-    /// Entries up to this one are in a snapshot, and no more.
-    Purged(LogId),
-    /// Entries up to this one are known to be agreed on.
-    Agreed(Option<LogId>),
+/// Who waits for the disk.
+enum Waiting {
+    Nobody,
+    Here(oneshot::Sender<Result<(), io::Error>>),
+    Raft(IOFlushed<Types>),
 }
 
-/// What all records come to.
-#[derive(Debug, Default)]
-struct Held {
-    vote: Option<Vote>,
-    entries: BTreeMap<u64, Entry>,
-    purged: Option<LogId>,
-    agreed: Option<LogId>,
-}
-
-impl Held {
-    fn last(&self) -> Option<LogId> {
-        let last = self.entries.last_key_value().map(|(_, e)| e.log_id);
-        last.or(self.purged)
-    }
-
-    /// Takes a record in; it may not fit to those before.
-    fn take(&mut self, record: Record) -> Result<(), &'static str> {
-        match record {
-            Record::Node(_) => return Err("a record is in the wrong place"),
-            Record::Vote(vote) => self.vote = Some(vote),
-            Record::Entry(entry) => {
-                let index = entry.log_id.index;
-                if self.last().map_or(0, |last| last.index.saturating_add(1)) != index {
-                    return Err("an entry does not follow the one before");
-                }
-                self.entries.insert(index, *entry);
-            }
-            Record::Cut(last) => match last {
-                Some(last) => self.entries.retain(|index, _| *index <= last.index),
-                None => self.entries.clear(),
-            },
-            Record::Purged(upto) => {
-                self.entries.retain(|index, _| *index > upto.index);
-                self.purged = Some(upto);
-            }
-            Record::Agreed(upto) => self.agreed = upto,
+impl Waiting {
+    fn tell(self, result: Result<(), io::Error>) {
+        match self {
+            Self::Nobody => {}
+            // Nobody waits any more when this node stops.
+            Self::Here(here) => drop(here.send(result)),
+            Self::Raft(raft) => raft.io_completed(result),
         }
-        Ok(())
-    }
-
-    fn sealed(&self, node: NodeId, path: &Path) -> Result<Vec<u8>, Error> {
-        let mut out = Vec::new();
-        disk::seal(&Record::Node(node.get()), path, &mut out)?;
-        if let Some(vote) = self.vote {
-            disk::seal(&Record::Vote(vote), path, &mut out)?;
-        }
-        if let Some(upto) = self.purged {
-            disk::seal(&Record::Purged(upto), path, &mut out)?;
-        }
-        for entry in self.entries.values() {
-            disk::seal(&Record::Entry(Box::new(entry.clone())), path, &mut out)?;
-        }
-        disk::seal(&Record::Agreed(self.agreed), path, &mut out)?;
-        Ok(out)
     }
 }
 
-#[derive(Debug)]
-struct Inner {
-    path: PathBuf,
-    node: NodeId,
-    /// None after a write that failed: nobody knows what of it is on the disk.
-    file: Option<File>,
-    /// Bytes that are no entries, since the file was begun.
-    stale_bytes: u64,
+/// Is told when the disk fails.
+pub type Failed = oneshot::Receiver<()>;
+
+/// What is there, and what of it the disk is still to get.
+struct Queue {
     held: Held,
+    records: Vec<Record>,
+    sync: bool,
+    waiting: Vec<Waiting>,
+    /// Somebody brings it to the disk.
+    is_served: bool,
+    /// Is told when the disk fails.
+    failed: Option<oneshot::Sender<()>>,
 }
 
-impl Inner {
-    /// Writes records, and takes them in when they are on the disk.
-    fn write(&mut self, records: Vec<Record>, sync: bool) -> Result<(), Error> {
-        let Some(mut file) = self.file.take() else {
-            return Err(Error::Failed {
-                path: self.path.clone(),
-            });
-        };
-        let mut out = Vec::new();
-        let mut stale_bytes = 0;
-        for record in &records {
-            let before = out.len();
-            if let Err(e) = disk::seal(record, &self.path, &mut out) {
-                self.file = Some(file);
-                return Err(e);
-            }
-            if !matches!(record, Record::Entry(_)) {
-                stale_bytes += (out.len() - before) as u64;
-            }
-        }
-        disk::append(&mut file, &self.path, &out, sync)?;
-        for record in records {
-            self.held.take(record).map_err(|why| Error::Damaged {
-                path: self.path.clone(),
-                at: 0,
-                why,
-            })?;
-        }
-        self.file = Some(file);
-        self.stale_bytes += stale_bytes;
-        if self.stale_bytes > MAX_STALE_BYTES {
-            self.compact()?;
-        }
-        Ok(())
-    }
-
-    /// Begins a file with what counts.
-    fn compact(&mut self) -> Result<(), Error> {
-        if self.file.take().is_none() {
-            return Err(Error::Failed {
-                path: self.path.clone(),
-            });
-        }
-        let sealed = self.held.sealed(self.node, &self.path)?;
-        let (file, _) = disk::replace(&self.path, &sealed)?;
-        self.file = Some(file);
-        self.stale_bytes = 0;
-        Ok(())
-    }
+struct Inner {
+    queue: Mutex<Queue>,
+    file: Mutex<LogFile>,
 }
 
 /// The log; clones are of the same one.
-#[derive(Clone, Debug)]
-pub struct Log(Arc<Mutex<Inner>>);
+#[derive(Clone)]
+pub struct Log(Arc<Inner>);
+
+impl Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with(|held| held.fmt(f))
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Log {
-    /// Opens the log of `node` in `dir`, and makes one if there is none and `may_make` says so.
+    /// Opens the log of `node` in `dir`, and makes one if there is none and `may_make` says so. What is
+    /// told when the disk fails comes with it: it may fail while nobody waits for it.
     ///
     /// # Errors
     /// When it cannot be read or written, is damaged, missing, or that of another node.
-    pub fn open(dir: &Path, node: NodeId, may_make: bool) -> Result<Self, Error> {
-        let path = dir.join(NAME);
-        let mut held = Held::default();
-        let file = match disk::load::<Record>(&path)? {
-            None if may_make => disk::replace(&path, &held.sealed(node, &path)?)?.0,
-            None => return Err(Error::Missing { path }),
-            Some((records, bytes)) => {
-                let damaged = |at, why| Error::Damaged {
-                    path: path.clone(),
-                    at,
-                    why,
-                };
-                let mut records = records.into_iter();
-                match records.next() {
-                    Some(Record::Node(n)) if n == node.get() => {}
-                    Some(Record::Node(node)) => return Err(Error::Foreign { path, node }),
-                    _ => return Err(damaged(0, "it does not say whose it is")),
-                }
-                for record in records {
-                    held.take(record).map_err(|why| damaged(bytes, why))?;
-                }
-                // What is read may not be on the disk: after a sync that failed the system takes it
-                // for written, and no later sync writes it. So all of it is written anew.
-                disk::replace(&path, &held.sealed(node, &path)?)?.0
-            }
+    pub fn open(dir: &Path, node: NodeId, may_make: bool) -> Result<(Self, Failed), Error> {
+        let (failed, told) = oneshot::channel();
+        let file = LogFile::open(dir.join(NAME), node, may_make)?;
+        let queue = Queue {
+            held: file.held().clone(),
+            records: Vec::new(),
+            sync: false,
+            waiting: Vec::new(),
+            is_served: false,
+            failed: Some(failed),
         };
-        Ok(Self(Arc::new(Mutex::new(Inner {
-            path,
-            node,
-            file: Some(file),
-            stale_bytes: 0,
-            held,
-        }))))
+        let log = Self(Arc::new(Inner {
+            queue: Mutex::new(queue),
+            file: Mutex::new(file),
+        }));
+        Ok((log, told))
     }
 
     /// The last entry that is only in a snapshot.
     pub fn purged(&self) -> Option<LogId> {
-        self.with(|inner| inner.held.purged)
+        self.with(|held| held.purged)
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, f: impl FnOnce(&Held) -> T) -> T {
+        f(&locked(&self.0.queue).held)
     }
 
-    /// Does disk work off the threads that must not wait.
-    async fn on_disk<F>(&self, f: F) -> Result<(), io::Error>
-    where
-        F: FnOnce(&mut Inner) -> Result<(), Error> + Send + 'static,
-    {
-        let log = self.clone();
-        runtime::on_disk(move || log.with(f))
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::from)
+    /// Takes records in, and has them written; `waiting` is told when they are.
+    fn put(&self, records: Vec<Record>, sync: bool, waiting: Waiting) -> Result<(), io::Error> {
+        let mut queue = locked(&self.0.queue);
+        for record in records {
+            queue.held.take(record.clone()).map_err(io::Error::other)?;
+            queue.records.push(record);
+        }
+        queue.sync |= sync;
+        queue.waiting.push(waiting);
+        if !mem::replace(&mut queue.is_served, true) {
+            tokio::spawn(self.clone().serve());
+        }
+        Ok(())
+    }
+
+    /// As [`Self::put`], and waits until they are on the disk.
+    async fn put_now(&self, records: Vec<Record>) -> Result<(), io::Error> {
+        let (done, told) = oneshot::channel();
+        self.put(records, true, Waiting::Here(done))?;
+        told.await.map_err(io::Error::other)?
+    }
+
+    /// Waits until nothing is to be written any more.
+    ///
+    /// # Errors
+    /// When something could not be.
+    pub async fn settle(&self) -> Result<(), io::Error> {
+        self.put_now(Vec::new()).await
+    }
+
+    /// Brings to the disk what is to go there, until there is no more.
+    async fn serve(self) {
+        loop {
+            let (records, sync, waiting) = {
+                let mut queue = locked(&self.0.queue);
+                if queue.waiting.is_empty() {
+                    queue.is_served = false;
+                    return;
+                }
+                let sync = mem::take(&mut queue.sync);
+                let records = mem::take(&mut queue.records);
+                (records, sync, mem::take(&mut queue.waiting))
+            };
+            let log = self.clone();
+            let write = move || locked(&log.0.file).write(records, sync);
+            let written = match runtime::on_disk(write).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(e)) => Err(io::Error::from(e).to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            if written.is_err()
+                && let Some(failed) = locked(&self.0.queue).failed.take()
+            {
+                // Nobody listens any more when this node stops.
+                let _ = failed.send(());
+            }
+            for waiting in waiting {
+                waiting.tell(written.clone().map_err(io::Error::other));
+            }
+        }
     }
 }
 
@@ -233,16 +181,15 @@ impl RaftLogReader<Types> for Log {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let wanted = |index: &u64| range.contains(index);
-        Ok(self.with(|inner| {
-            let entries = inner.held.entries.iter();
-            let some = entries.filter(|(index, _)| wanted(index));
-            some.map(|(_, entry)| entry.clone()).collect()
+        Ok(self.with(|held| {
+            let entries = held.entries.iter();
+            let some = entries.filter(|(index, _)| range.contains(index));
+            some.map(|(_, entry)| Entry::clone(entry)).collect()
         }))
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        Ok(self.with(|inner| inner.held.vote))
+        Ok(self.with(|held| held.vote))
     }
 }
 
@@ -250,9 +197,9 @@ impl RaftLogStorage<Types> for Log {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
-        Ok(self.with(|inner| LogState {
-            last_purged_log_id: inner.held.purged,
-            last_log_id: inner.held.last(),
+        Ok(self.with(|held| LogState {
+            last_purged_log_id: held.purged,
+            last_log_id: held.last(),
         }))
     }
 
@@ -261,19 +208,17 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        let record = Record::Vote(*vote);
-        self.on_disk(|inner| inner.write(vec![record], true)).await
+        self.put_now(vec![Record::Vote(*vote)]).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         // What is lost of this is learnt again.
-        let record = Record::Agreed(committed);
-        self.on_disk(|inner| inner.write(vec![record], false)).await
+        self.put(vec![Record::Agreed(committed)], false, Waiting::Nobody)
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         // It is not synced, and an entry it names may have been cut off with the tail.
-        Ok(self.with(|inner| inner.held.agreed.min(inner.held.last())))
+        Ok(self.with(|held| held.agreed.min(held.last())))
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> Result<(), io::Error>
@@ -283,26 +228,19 @@ impl RaftLogStorage<Types> for Log {
     {
         let records = entries
             .into_iter()
-            .map(|e| Record::Entry(Box::new(e)))
+            .map(|e| Record::Entry(Arc::new(e)))
             .collect();
-        self.on_disk(|inner| inner.write(records, true)).await?;
-        flushed.io_completed(Ok(()));
-        Ok(())
+        self.put(records, true, Waiting::Raft(flushed))
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        let record = Record::Cut(last);
-        self.on_disk(|inner| inner.write(vec![record], true)).await
+        self.put_now(vec![Record::Cut(last)]).await
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        self.on_disk(move |inner| {
-            if inner.held.purged >= Some(upto) {
-                return Ok(());
-            }
-            inner.write(vec![Record::Purged(upto)], false)?;
-            inner.compact()
-        })
-        .await
+        if self.purged() >= Some(upto) {
+            return Ok(());
+        }
+        self.put(vec![Record::Purged(upto)], false, Waiting::Nobody)
     }
 }

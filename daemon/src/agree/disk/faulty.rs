@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn open(dir: &Path) -> Log {
-        Log::open(dir, NodeId::new(1).unwrap(), true).unwrap()
+        Log::open(dir, NodeId::new(1).unwrap(), true).unwrap().0
     }
 
     /// A vote that a sync did not bring to the disk is there after a restart of the daemon; then it has to
@@ -250,9 +250,14 @@ mod tests {
             fs::create_dir(&first).unwrap();
             let mut log = open(&first);
             log.save_vote(&vote(1)).await.unwrap();
-            log.save_committed(None).await.unwrap();
-            lose_power(&first, &second, late, 5);
             let length = |dir: &Path| fs::metadata(dir.join(log::NAME)).unwrap().len();
+            let before = length(&first);
+            log.save_committed(None).await.unwrap();
+            // It does not wait until that is written.
+            while length(&first) == before {
+                tokio::task::yield_now().await;
+            }
+            lose_power(&first, &second, late, 5);
             assert!(late > 0 || length(&second) < length(&first));
             assert_eq!(open(&second).read_vote().await.unwrap(), Some(vote(1)));
         }
