@@ -588,6 +588,7 @@ impl Cluster {
             | Request::Admit(_)
             | Request::Certify(_)
             | Request::TakeSeal(_)
+            | Request::GiveSeal(_)
             | Request::Retire(_)
             | Request::Rotate(_) => match self.council() {
                 Ok(council) => council.serve(from, request).await,

@@ -7,6 +7,7 @@ mod certify;
 mod envoy;
 mod follow;
 mod lookout;
+mod seal;
 mod service;
 mod steward;
 mod warden;
@@ -374,6 +375,7 @@ impl Council {
                     .map_err(|e| Failure::Unavailable(crate::failure::in_full(&e)))?;
                 Ok(Answer::Done(Done {}))
             }
+            Request::GiveSeal(_) => self.give_seal(from).map(Answer::Seal),
             Request::Retire(retire) => {
                 let node = msg::node(retire.node);
                 let node = node.ok_or_else(|| Failure::NoNode(retire.node.to_string()))?;

@@ -16,7 +16,7 @@ use crate::core::hlc::Stamp;
 use crate::failure::{Failure, Refusal, bounded};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Most files one [`Prepare`] names.
@@ -183,7 +183,7 @@ pub struct Call {
     /// What is asked for.
     #[prost(
         oneof = "Request",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
     )]
     pub request: Option<Request>,
 }
@@ -233,6 +233,9 @@ pub enum Request {
     /// What happened lately?
     #[prost(message, tag = "15")]
     Recent(Recent),
+    /// I vote, and have lost what you have for that.
+    #[prost(message, tag = "16")]
+    GiveSeal(govern::GiveSeal),
 }
 
 /// Move this process, or say whether it would.
@@ -338,7 +341,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is answered. Only [`Answer::Progress`] is followed by another.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub answer: Option<Answer>,
 }
 
@@ -381,6 +384,9 @@ pub enum Answer {
     /// What happened.
     #[prost(message, tag = "13")]
     Recent(Records),
+    /// What voters have.
+    #[prost(message, tag = "14")]
+    Seal(govern::TakeSeal),
 }
 
 /// What happened lately?

@@ -10,14 +10,14 @@ use std::time::Duration;
 use ssi::id::NodeId;
 use tokio::time::sleep;
 
-use super::{Council, Error, SEALED_FOR, accepted};
+use super::{Council, Error, accepted};
 use crate::clock::now_ms;
 use crate::core::hash::Hash;
 use crate::core::state::{Candidate, Command, Outcome, Refusal, State, Unique};
 use crate::failure::{Failure, in_full};
 use crate::msg::govern::{Admit, Admitted, Certified, Certify, Member};
 use crate::msg::{Answer, Request};
-use crate::pki::{self, Authority, Seal, Token, Validity};
+use crate::pki::{self, Authority, Token, Validity};
 use crate::seat::Credentials;
 use crate::tls;
 
@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A certificate is looked at this often: clocks are set, and machines sleep.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-fn unusable(e: &(dyn std::error::Error + 'static)) -> Failure {
+pub(super) fn unusable(e: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::Unavailable(format!("cannot make a certificate: {}", in_full(e)))
 }
 
@@ -59,54 +59,14 @@ fn settled(
 }
 
 impl Council {
-    pub(super) fn has_seal(&self) -> bool {
-        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
-        seal.is_some()
-    }
-
-    /// Keeps the key that opens that of the authority.
-    pub(super) fn keep_seal(&self, key: &[u8]) -> Result<(), Error> {
-        let seal = Seal::new(key).map_err(|_| Error::Random)?;
-        self.store.save_seal(key)?;
-        let mut kept = self.seal.write().unwrap_or_else(PoisonError::into_inner);
-        *kept = Some(Arc::new(seal));
-        Ok(())
-    }
-
-    /// Forgets it: this node does not vote any more.
-    pub(super) fn drop_seal(&self) {
-        let mut kept = self.seal.write().unwrap_or_else(PoisonError::into_inner);
-        if kept.take().is_some()
-            && let Err(e) = self.store.remove_seal()
-        {
-            tracing::error!("{}", in_full(&e));
-        }
-    }
-
     /// The authority with its key.
     fn authority(&self, state: &State) -> Result<(Authority, u32), Failure> {
         let unfounded = || Failure::from(Refusal::NotFounded);
         let authority = &state.cluster.as_ref().ok_or_else(unfounded)?.authority;
-        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
-        let seal = seal.clone().ok_or_else(|| {
-            Failure::Unavailable(format!("{} does not vote: ask another node", self.own))
-        })?;
-        let key = seal
-            .open(SEALED_FOR, &authority.sealed_key)
-            .map_err(|e| unusable(&e))?;
+        let key = self.unseal(&authority.sealed_key)?;
         let key = String::from_utf8(key).map_err(|e| unusable(&e))?;
         let loaded = Authority::load(&authority.ca, &key).map_err(|e| unusable(&e))?;
         Ok((loaded, authority.generation))
-    }
-
-    /// Seals another authority's key.
-    pub(super) fn seal_key(&self, key_pem: &str) -> Result<Vec<u8>, Failure> {
-        let seal = self.seal.read().unwrap_or_else(PoisonError::into_inner);
-        let seal = seal
-            .clone()
-            .ok_or_else(|| Failure::from(Refusal::NoRotation))?;
-        seal.seal(SEALED_FOR, key_pem.as_bytes())
-            .map_err(|e| unusable(&e))
     }
 
     fn sign(

@@ -8,19 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::{ASK_IN, Council};
+use super::Council;
 use crate::agree::{Role, Status};
 use crate::cluster::Cluster;
 use crate::core::liveness;
 use crate::core::state::{Command, State, Why};
 use crate::core::voters;
 use crate::failure::{Failure, in_full};
-use crate::msg::Request;
-use crate::msg::govern::TakeSeal;
 use crate::pki::Authority;
 
+/// A voter that has lost its seal asks for it so often.
+const ASK_SEAL_EVERY: Duration = Duration::from_secs(5);
 /// How often it looks.
 const EVERY: Duration = Duration::from_millis(500);
 
@@ -28,6 +28,7 @@ impl Council {
     /// Sees to it for as long as the node runs; does something only while it leads.
     pub(super) async fn steward(self: Arc<Self>) {
         let (mut complaint, mut voted) = (String::new(), false);
+        let mut ask_seal_at = Instant::now();
         loop {
             sleep(EVERY).await;
             let status = self.status();
@@ -39,6 +40,10 @@ impl Council {
                 self.drop_seal();
             }
             voted = votes;
+            if votes && !self.has_seal() && Instant::now() >= ask_seal_at {
+                self.fetch_seal(&status).await;
+                ask_seal_at = Instant::now() + ASK_SEAL_EVERY;
+            }
             if status.role != Role::Leader || !status.has_majority {
                 continue;
             }
@@ -105,17 +110,6 @@ impl Council {
         }
         tracing::info!(voters = ?chosen, "voters change");
         Ok(self.agreement.set_members(chosen, learners).await?)
-    }
-
-    /// Gives a node that is to vote what opens the authority's key.
-    async fn hand_seal(&self, cluster: &Cluster, node: NodeId) -> Result<(), Failure> {
-        let peer = cluster.roster().peer(node);
-        let peer = peer.ok_or_else(|| Failure::NoNode(node.to_string()))?;
-        let key = std::fs::read(self.store.seal())
-            .map_err(|e| Failure::Unavailable(format!("the seal: {e}")))?;
-        // It has to know who leads before it takes it.
-        let take = Request::TakeSeal(TakeSeal { key });
-        peer.ask_once(take, ASK_IN).await.map(drop)
     }
 
     /// Takes a node out; this node must lead. First it loses its vote: that needs it, if it is the

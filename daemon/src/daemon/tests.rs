@@ -7,6 +7,7 @@
 //! has it.
 
 mod hostile;
+mod seal;
 mod services;
 
 use std::cell::Cell;
@@ -36,6 +37,7 @@ use crate::core::tie;
 use crate::kmod::Channel;
 use crate::msg;
 use crate::netlink;
+use crate::peer::Peer;
 use crate::session::Session;
 use crate::tls::testing::Authority;
 use crate::varlink::{self, Client};
@@ -366,6 +368,35 @@ impl Running {
         r.comm[..5].copy_from_slice(b"sleep");
         self.notes.records.lock().unwrap().push(r);
     }
+}
+
+fn id(node: u16) -> NodeId {
+    NodeId::new(node).unwrap()
+}
+
+/// Three nodes that are linked, and vote.
+fn three_that_vote() -> (Machines, [Running; 3]) {
+    let machines = Machines::new(3);
+    let all = [1, 2, 3].map(|n| machines.start(n));
+    let invitation = machines.found(&all[0], 1);
+    for (node, number) in [(&all[1], 2), (&all[2], 3)] {
+        assert_eq!(machines.join(node, number, &invitation), u32::from(number));
+    }
+    for (node, number) in all.iter().zip(1..) {
+        wait_for("all are up", || {
+            let others = [1, 2, 3].into_iter().filter(|n| *n != number);
+            node.council().state().nodes.len() == 3
+                && node.council().status().has_majority
+                && others.into_iter().all(|n| node.state(n) == "up")
+        });
+    }
+    wait_for("all vote", || all[0].council().status().voters.len() == 3);
+    (machines, all)
+}
+
+/// The way from one node to another.
+fn way(from: &Running, to: u16) -> Peer {
+    from.cluster().roster().peer(id(to)).unwrap()
 }
 
 #[track_caller]

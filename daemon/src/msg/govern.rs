@@ -148,6 +148,10 @@ pub struct TakeSeal {
     pub key: Vec<u8>,
 }
 
+/// Give this voter the key that opens that of the authority.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GiveSeal {}
+
 /// Have another authority.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Rotate {}

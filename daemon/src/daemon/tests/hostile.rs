@@ -11,36 +11,11 @@ use crate::core::offence::Offence;
 use crate::core::state::{Outcome, Refusal};
 use crate::msg::govern::{Agree, Retire};
 use crate::msg::{Body, Envelope, Hint, Preface, Purpose, Request};
-use crate::peer::Peer;
-
-fn id(node: u16) -> NodeId {
-    NodeId::new(node).unwrap()
-}
 
 /// Three nodes that are linked, and the second is about to lie.
 fn three() -> (Machines, [Running; 3]) {
     THERE_ARE_LIARS.set(true);
-    let machines = Machines::new(3);
-    let all = [1, 2, 3].map(|n| machines.start(n));
-    let invitation = machines.found(&all[0], 1);
-    for (node, number) in [(&all[1], 2), (&all[2], 3)] {
-        assert_eq!(machines.join(node, number, &invitation), u32::from(number));
-    }
-    for (node, number) in all.iter().zip(1..) {
-        wait_for("all are up", || {
-            let others = [1, 2, 3].into_iter().filter(|n| *n != number);
-            node.council().state().nodes.len() == 3
-                && node.council().status().has_majority
-                && others.into_iter().all(|n| node.state(n) == "up")
-        });
-    }
-    wait_for("all vote", || all[0].council().status().voters.len() == 3);
-    (machines, all)
-}
-
-/// The way from one node to another.
-fn way(from: &Running, to: u16) -> Peer {
-    from.cluster().roster().peer(id(to)).unwrap()
+    three_that_vote()
 }
 
 fn is_quarantined(at: &Running, node: u16) -> bool {
