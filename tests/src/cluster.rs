@@ -292,14 +292,31 @@ impl Cluster {
 
     /// Drops every frame between two nodes from now on.
     pub fn cut(&self, a: Node, b: Node) -> Result<()> {
-        self.plain_verb(&["cut", &a.to_string(), &b.to_string()])
-            .map(drop)
+        self.cut_all(&[(a, b)])
+    }
+
+    /// As [`Cluster::cut`], for all of these pairs at one moment.
+    pub fn cut_all(&self, wires: &[(Node, Node)]) -> Result<()> {
+        self.wires("cut", wires)
     }
 
     /// Undoes [`Cluster::cut`].
     pub fn heal(&self, a: Node, b: Node) -> Result<()> {
-        self.plain_verb(&["heal", &a.to_string(), &b.to_string()])
-            .map(drop)
+        self.heal_all(&[(a, b)])
+    }
+
+    /// Undoes [`Cluster::cut_all`].
+    pub fn heal_all(&self, wires: &[(Node, Node)]) -> Result<()> {
+        self.wires("heal", wires)
+    }
+
+    fn wires(&self, verb: &str, wires: &[(Node, Node)]) -> Result<()> {
+        let ends = wires
+            .iter()
+            .flat_map(|(a, b)| [a.to_string(), b.to_string()]);
+        let words: Vec<String> = [verb.to_owned()].into_iter().chain(ends).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.plain_verb(&words).map(drop)
     }
 
     /// What the node's kernel has said so far.

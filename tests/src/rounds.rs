@@ -57,9 +57,7 @@ impl Fault {
         match self {
             Fault::Kill => cluster.kill(victim),
             Fault::Freeze => cluster.freeze(victim),
-            Fault::Cut => others(cluster, victim)
-                .into_iter()
-                .try_for_each(|n| cluster.cut(victim, n)),
+            Fault::Cut => cluster.cut_all(&wires(cluster, victim)),
         }
     }
 
@@ -73,9 +71,7 @@ impl Fault {
                 ensure!(output.status == 0, "{}", output.evidence());
                 Ok(())
             }
-            Fault::Cut => others(cluster, victim)
-                .into_iter()
-                .try_for_each(|n| cluster.heal(victim, n)),
+            Fault::Cut => cluster.heal_all(&wires(cluster, victim)),
         }
     }
 }
@@ -166,6 +162,12 @@ fn rounds(cluster: &Cluster, fault: Fault, role: &str) -> Result<()> {
 fn others(cluster: &Cluster, node: Node) -> Vec<Node> {
     let nodes = cluster.nodes().into_iter();
     nodes.filter(|n| *n != node).collect()
+}
+
+/// From a node to all others.
+fn wires(cluster: &Cluster, node: Node) -> Vec<(Node, Node)> {
+    let others = others(cluster, node).into_iter();
+    others.map(|other| (node, other)).collect()
 }
 
 /// What the nodes are configured with: a node that does not show for so long is declared dead.

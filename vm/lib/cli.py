@@ -20,8 +20,8 @@ usage: vm/cluster VERB ...
   start NODE              boot a node again
   freeze NODE             stop a node's processors
   thaw NODE               let them go on
-  cut A B                 drop all frames between two nodes, silently
-  heal A B                no longer drop them
+  cut A B [A B ...]       drop all frames between two nodes, silently
+  heal A B [A B ...]      no longer drop them
   status                  what runs, and the frames that went from node to node
   check                   fail if a kernel complained or a node is tainted by more than the module
 NODE is `2` or `n2`. The environment variable CLUSTER names the cluster (default: unum).
@@ -186,12 +186,15 @@ def on_node(method):
 
 
 def on_pair(method):
-    """A verb of the switch."""
+    """A verb of the switch, for one pair of nodes or more."""
 
     def verb(args):
-        a, b = take(args, 2, f"{method} A B")
-        node_directory(a), node_directory(b)
-        cluster().switch(f"{method} {node_number(a)} {node_number(b)}")
+        if not args or len(args) % 2:
+            raise Usage(f"{method} A B [A B ...]")
+        for node in args:
+            node_directory(node)
+        for a, b in zip(args[::2], args[1::2]):
+            cluster().switch(f"{method} {node_number(a)} {node_number(b)}")
 
     return verb
 
