@@ -296,17 +296,18 @@ fn claim(dir: &Path) -> Result<File, Error> {
 }
 
 /// What is in the directory, or new.
-fn load(dir: &Path, own: NodeId) -> Result<(File, (Log, Failed), Machine), Error> {
+fn load(dir: &Path, own: NodeId) -> Result<(File, Log, Failed, Machine), Error> {
     let lock = claim(dir)?;
     let machine = Machine::open(dir).map_err(Error::Disk)?;
-    let log = Log::open(dir, own, machine.applied().is_none()).map_err(Error::Disk)?;
-    if let Some(purged) = log.0.purged().filter(|p| machine.applied() < Some(*p)) {
+    let opened = Log::open(dir, own, machine.applied().is_none());
+    let (log, failed) = opened.map_err(Error::Disk)?;
+    if let Some(purged) = log.purged().filter(|p| machine.applied() < Some(*p)) {
         return Err(Error::Gap {
             path: dir.join(log::NAME),
             purged: purged.index,
         });
     }
-    Ok((lock, log, machine))
+    Ok((lock, log, failed, machine))
 }
 
 impl Agreement {
@@ -325,7 +326,7 @@ impl Agreement {
         let config = Arc::new(config.map_err(|e| Error::Timing(e.to_string()))?);
         let path = dir.to_owned();
         let loaded = runtime::on_disk(move || load(&path, own)).await;
-        let (lock, (log, failed), machine) = loaded.map_err(|_| Error::Stopped)??;
+        let (lock, log, failed, machine) = loaded.map_err(|_| Error::Stopped)??;
         let state = machine.watch();
         let majority = carrier::Majority::default();
         let links = Links {

@@ -119,10 +119,11 @@ impl Council {
         let authority = &cluster
             .ok_or_else(|| Failure::from(Refusal::NotFounded))?
             .authority;
+        let useless = |e: &(dyn std::error::Error + 'static)| Failure::Unavailable(in_full(e));
         // Another would be of no use, and whoever gets a vote would have it from here.
-        let seal = Seal::new(&given.key).map_err(|e| unusable(&e))?;
+        let seal = Seal::new(&given.key).map_err(|e| useless(&e))?;
         seal.open(SEALED_FOR, &authority.sealed_key)
-            .map_err(|e| unusable(&e))?;
-        self.keep_seal(&given.key).map_err(|e| unusable(&e))
+            .map_err(|e| useless(&e))?;
+        self.keep_seal(&given.key).map_err(|e| useless(&e))
     }
 }

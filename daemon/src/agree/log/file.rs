@@ -163,7 +163,9 @@ impl LogFile {
     /// # Errors
     /// Nobody knows what of them is on the disk; there can be no more.
     pub fn write(&mut self, records: Vec<Record>, sync: bool) -> Result<(), Error> {
-        let mut file = self.take_file()?;
+        let mut file = self.file.take().ok_or_else(|| Error::Failed {
+            path: self.path.clone(),
+        })?;
         let mut out = Vec::new();
         let mut purges = false;
         for record in &records {
@@ -188,11 +190,5 @@ impl LogFile {
         }
         self.file = Some(file);
         Ok(())
-    }
-
-    fn take_file(&mut self) -> Result<File, Error> {
-        self.file.take().ok_or_else(|| Error::Failed {
-            path: self.path.clone(),
-        })
     }
 }
