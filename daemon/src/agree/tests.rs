@@ -31,6 +31,9 @@ thread_local! {
     pub(super) static READS_ARE_STALE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// A node that stood still notices within this that it may go on.
+const LOOKS_UP_IN: Duration = Duration::from_millis(100);
+
 /// xorshift64, Marsaglia, 2003.
 struct Dice(u64);
 
@@ -81,12 +84,13 @@ impl Wires {
     }
 }
 
-/// Waits for a node that stands still.
+/// Waits for a node that stands still. It may go on sooner than was said at first.
 async fn awake(all: &Mutex<Wires>, node: NodeId) {
     loop {
         let until = all.lock().unwrap().paused.get(&node).copied();
-        match until.filter(|until| *until > Instant::now()) {
-            Some(until) => sleep_until(until).await,
+        let now = Instant::now();
+        match until.filter(|until| *until > now) {
+            Some(until) => sleep_until(until.min(now + LOOKS_UP_IN)).await,
             None => return,
         }
     }
@@ -238,16 +242,19 @@ fn candidate(node: u16) -> Candidate {
     }
 }
 
-/// Three nodes form a cluster.
-fn formation() -> Vec<Command> {
-    let secret = Hash::of(b"secret");
-    let join = |node| Command::Join {
+/// A node joins the cluster of [`formation`].
+fn join(node: u16) -> Command {
+    Command::Join {
         token: "t".to_owned(),
-        secret,
+        secret: Hash::of(b"secret"),
         candidate: candidate(node),
         generation: 0,
         now_ms: 1,
-    };
+    }
+}
+
+/// Three nodes form a cluster.
+fn formation() -> Vec<Command> {
     vec![
         Command::Found {
             name: "here".to_owned(),
@@ -259,10 +266,10 @@ fn formation() -> Vec<Command> {
         },
         Command::AddToken {
             id: "t".to_owned(),
-            secret,
+            secret: Hash::of(b"secret"),
             expires_ms: 1000,
             made_by_uid: 0,
-            uses: 2,
+            uses: 9,
             now_ms: 0,
         },
         join(2),

@@ -94,7 +94,8 @@ impl Processes {
     fn judge(&self, wires: &Wires) {
         let now = Instant::now();
         // It has looked since it went on.
-        let looks = Duration::from_millis(isolation::LOOK_MS + ENDS_IN_MS) + 3 * EVERY;
+        let looks =
+            LOOKS_UP_IN + Duration::from_millis(isolation::LOOK_MS + ENDS_IN_MS) + 3 * EVERY;
         let runs = |guest: &&Guest| {
             let paused = wires.paused.get(&guest.host);
             paused.is_none_or(|until| *until + looks <= now)
