@@ -27,8 +27,7 @@ impl Council {
         let mut before = Arc::<State>::default();
         loop {
             let state = Arc::clone(&states.borrow_and_update());
-            // None has come yet: then those count that were there when this node joined.
-            if state.cluster.is_some() {
+            if self.is_of_now(&state) {
                 self.enter_and_leave(&state, &mut epochs).await;
                 self.note_presence(&before, &state).await;
                 self.note_conduct(&before, &state);
@@ -39,6 +38,13 @@ impl Council {
                 return;
             }
         }
+    }
+
+    /// Whether what is agreed on has come here up to when this node joined. What was before is not for it to act on:
+    /// whoever leads may not have been a node yet, and nothing more would be heard of it. Until then those
+    /// count that were there when this node joined.
+    fn is_of_now(&self, state: &State) -> bool {
+        state.cluster.is_some() && state.epoch >= self.seat().since
     }
 
     async fn enter_and_leave(&self, state: &State, epochs: &mut BTreeMap<NodeId, u64>) {

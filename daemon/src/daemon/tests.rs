@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
-use crate::agree::Timing;
+use crate::agree::{Timing, carrier};
 use crate::api::govern::{InvitationReply, JoinReply};
 use crate::api::{self, EventsReply, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
 use crate::core::hlc::Stamp;
@@ -289,6 +289,18 @@ impl std::ops::Deref for Pair {
 
     fn deref(&self) -> &Machines {
         &self.0
+    }
+}
+
+/// Why it is declined.
+#[track_caller]
+fn reason<T: std::fmt::Debug>(result: Result<T, varlink::Error>) -> String {
+    match result {
+        Err(varlink::Error::Reply { parameters, .. }) => {
+            let reason = parameters["reason"].as_str().map(str::to_owned);
+            reason.unwrap_or_else(|| panic!("{parameters}"))
+        }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -748,15 +760,10 @@ fn garbage_on_the_socket_and_the_port_ends_only_that_connection() {
 fn a_machine_joins_and_leaves_while_everything_runs() {
     let machines = Machines::new(2);
     let (one, two) = (machines.start(1), machines.start(2));
-    let declined = |e: varlink::Error, why: &str| match e {
-        varlink::Error::Reply { parameters, .. } => assert_eq!(parameters["reason"], why),
-        e => panic!("{e}"),
-    };
-    let e = one.call::<serde_json::Value>("Nodes", json!({}));
-    declined(e.unwrap_err(), "no-cluster");
+    let call = |of: &Running, method| of.call::<serde_json::Value>(method, json!({}));
+    assert_eq!(reason(call(&one, "Nodes")), "no-cluster");
     let invitation = machines.found(&one, 1);
-    let e = one.call::<serde_json::Value>("Init", json!({}));
-    declined(e.unwrap_err(), "already-in-a-cluster");
+    assert_eq!(reason(call(&one, "Init")), "already-in-a-cluster");
     let nodes = || -> usize {
         let reply: NodesReply = one.call("Nodes", json!({})).unwrap();
         reply.nodes.len()
@@ -768,8 +775,7 @@ fn a_machine_joins_and_leaves_while_everything_runs() {
             one.state(node) == "up" && two.state(1) == "up"
         });
         let _: serde_json::Value = two.call("Leave", json!({})).unwrap();
-        let e = two.call::<serde_json::Value>("Nodes", json!({}));
-        declined(e.unwrap_err(), "no-cluster");
+        assert_eq!(reason(call(&two, "Nodes")), "no-cluster");
         wait_for("the node that left is gone", || nodes() == 1);
         wait_for("the module was told", || {
             *one.notes.deaths.lock().unwrap() == round
@@ -783,6 +789,31 @@ fn a_machine_joins_and_leaves_while_everything_runs() {
     ] {
         assert!(records.contains(part), "{part} in {records}");
     }
+}
+
+#[test]
+fn who_joins_hears_the_past_of_one_who_was_not_in_it() {
+    let machines = Machines::new(3);
+    let [one, two, three] = [1, 2, 3].map(|n| machines.start(n));
+    let invitation = machines.found(&one, 1);
+    // More than one message has.
+    for i in 0..carrier::MAX_ENTRIES {
+        let value = json!({ "name": format!("v{i}"), "value": "eA==" });
+        let _: serde_json::Value = one.call("SetValue", value).unwrap();
+    }
+    assert_eq!(machines.join(&two, 2, &invitation), 2);
+    wait_for("the second knows all", || {
+        two.council().state() == one.council().state()
+    });
+    let _: serde_json::Value = one.call("Leave", json!({})).unwrap();
+    wait_for("the second leads", || {
+        two.council().status().leader == Some(id(2)) && two.council().state().nodes.len() == 1
+    });
+    let line: InvitationReply = two.call("CreateToken", json!({ "ttl_s": 60 })).unwrap();
+    assert_eq!(machines.join(&three, 3, &line), 3);
+    wait_for("the third knows all", || {
+        three.council().state() == two.council().state() && three.state(2) == "up"
+    });
 }
 
 #[test]

@@ -32,16 +32,6 @@ fn ask<T: serde::de::DeserializeOwned>(
     client.call(&format!("{}.{method}", api::INTERFACE), &parameters, drop)
 }
 
-fn reason<T: std::fmt::Debug>(result: Result<T, varlink::Error>) -> String {
-    match result {
-        Err(varlink::Error::Reply { parameters, .. }) => {
-            let reason = parameters["reason"].as_str().map(str::to_owned);
-            reason.unwrap_or_else(|| panic!("{parameters}"))
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
 #[test]
 fn a_lock_goes_to_who_waits_when_its_holder_hangs_up() {
     let pair = Pair::new();
