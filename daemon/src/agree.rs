@@ -18,6 +18,7 @@ pub mod log;
 pub mod machine;
 pub mod pulse;
 mod recall;
+pub mod recovery;
 mod runtime;
 #[cfg(test)]
 mod tests;
@@ -301,13 +302,19 @@ fn load(dir: &Path, own: NodeId) -> Result<(File, Log, Failed, Machine), Error> 
     let machine = Machine::open(dir).map_err(Error::Disk)?;
     let opened = Log::open(dir, own, machine.applied().is_none());
     let (log, failed) = opened.map_err(Error::Disk)?;
-    if let Some(purged) = log.purged().filter(|p| machine.applied() < Some(*p)) {
-        return Err(Error::Gap {
+    gap(dir, log.purged(), machine.applied())?;
+    Ok((lock, log, failed, machine))
+}
+
+/// That the snapshot has what the log has no more.
+fn gap(dir: &Path, purged: Option<LogId>, applied: Option<LogId>) -> Result<(), Error> {
+    match purged.filter(|p| applied < Some(*p)) {
+        Some(purged) => Err(Error::Gap {
             path: dir.join(log::NAME),
             purged: purged.index,
-        });
+        }),
+        None => Ok(()),
     }
-    Ok((lock, log, failed, machine))
 }
 
 impl Agreement {
@@ -615,6 +622,7 @@ impl Agreement {
                 .index_here(until)
                 .await
                 .map_or_else(refused, Answer::ReadIndex),
+            Request::Extent(of) => Answer::Extent(self.extent(of)),
             _ => refused(Refusal::Bad),
         }
     }

@@ -138,6 +138,11 @@ impl Cluster {
         self.tie(|ties| ties.set_present(present)).await;
     }
 
+    /// Whether this node is fenced off.
+    pub fn is_fenced(&self) -> bool {
+        self.roster().with_ties(|ties| ties.is_fenced())
+    }
+
     async fn tie(&self, change: impl FnOnce(&mut Ties)) {
         self.roster().with_ties(|ties| {
             change(ties);

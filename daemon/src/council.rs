@@ -7,6 +7,7 @@ mod certify;
 mod envoy;
 mod follow;
 mod lookout;
+pub mod recovery;
 mod seal;
 mod service;
 mod steward;

@@ -16,7 +16,7 @@ use crate::core::hlc::Stamp;
 use crate::failure::{Failure, Refusal, bounded};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Most files one [`Prepare`] names.

@@ -2,6 +2,7 @@
 
 //! Whether this machine is in a cluster, and the ways in and out, while the daemon runs.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use nix::ifaddrs::getifaddrs;
 use ssi::id::NodeId;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::agree::Timing;
 use crate::audit::Audit;
@@ -19,7 +20,7 @@ use crate::config::{Config, address};
 use crate::core::facts::Facts;
 use crate::core::policy::Policy;
 use crate::core::state::{Refusal, Unique, Why};
-use crate::council::{self, Founding};
+use crate::council::{self, Founding, recovery};
 use crate::daemon::{self, Parts};
 use crate::failure::{Failure, in_full};
 use crate::join::{self, Bid};
@@ -334,8 +335,28 @@ impl Stage {
         Ok(())
     }
 
-    /// Works as a node no more, and forgets that it was one.
-    async fn dissolve(&self) {
+    /// Goes on without the nodes that `lost` names, and with them the majority: this node is the only voter from now on.
+    ///
+    /// # Errors
+    /// Why it does not; then all is as before, or this node has to be started again.
+    pub async fn recover(&self, lost: &BTreeSet<NodeId>) -> Result<(), Failure> {
+        let _alone = self.changing.lock().await;
+        let council = Arc::clone(self.cluster()?.council()?);
+        council.may_go_on_without(lost).await?;
+        let kept = self.store.load().map_err(|e| failed(&e))?;
+        let none = || Failure::declined("no-cluster", "this machine is in no cluster");
+        let (seat, credentials) = kept.ok_or_else(none)?;
+        drop(council);
+        self.close().await;
+        let (store, own, without) = (self.store.clone(), seat.clone(), lost.clone());
+        let done = spawn_blocking(move || recovery::go_on_without(&store, &own, &without)).await;
+        let cluster = self.form(seat, credentials).await.map_err(|e| failed(&e))?;
+        done.map_err(|e| failed(&e))?.map_err(council_failed)?;
+        cluster.council()?.read().await.map(drop)
+    }
+
+    /// Works as a node no more.
+    async fn close(&self) {
         let formed = {
             let mut formed = self.formed.write().unwrap_or_else(PoisonError::into_inner);
             formed.take()
@@ -350,11 +371,16 @@ impl Stage {
                 council.stop().await;
             }
         }
+        // Or who connects would wait for an answer that never comes.
+        sockets::drop_peers();
+    }
+
+    /// Works as a node no more, and forgets that it was one.
+    async fn dissolve(&self) {
+        self.close().await;
         if let Err(e) = self.store.clear() {
             tracing::error!("{}", in_full(&e));
         }
-        // Or who connects would wait for an answer that never comes.
-        sockets::drop_peers();
         self.equipment.audit.set_node(0);
     }
 

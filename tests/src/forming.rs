@@ -35,6 +35,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("leave", leave).on(Leg::Forming),
         Test::new("lost-voter", lost_voter).on(Leg::Forming),
         Test::new("revoked", revoked).on(Leg::Forming),
+        Test::new("recover", recover).on(Leg::Forming),
     ]
 }
 
@@ -495,4 +496,96 @@ fn revoked(cluster: &Cluster) -> Result<()> {
     let list = victim_sees()?;
     ensure!(count(&list, "state", "up") == 0, "{list:?}");
     Ok(())
+}
+
+/// A machine that nobody listens to any more joins again, as `by` lets it.
+fn join_anew(cluster: &Cluster, machine: Node, by: Node) -> Result<()> {
+    ok(cluster.ssictl(machine, &["node", "leave", "--force"])?)?;
+    boot(cluster, machine)?;
+    let text = ok(cluster.ssictl(by, &["cluster", "token", "create"])?)?;
+    ok(cluster.ssictl(machine, &join_line(&text)?)?)?;
+    Ok(())
+}
+
+/// Two of three voters are lost for good: the one who only hears goes on with the third, by a command.
+fn recover(cluster: &Cluster) -> Result<()> {
+    formed(cluster)?;
+    let is_in = |on: &Node| -> Result<bool> {
+        let status = cluster.ssictl(*on, &["cluster", "status"])?;
+        Ok(!status.text().contains("hears of no majority"))
+    };
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for on in cluster.nodes() {
+        match is_in(&on)? {
+            true => inside.push(on),
+            false => outside.push(on),
+        }
+    }
+    let by = *inside.first().context("nobody is in the cluster")?;
+    for machine in outside {
+        join_anew(cluster, machine, by)?;
+    }
+    let all = members(cluster, by)?;
+    whole(cluster, by, &names(&all))?;
+    let (leader, hearer) = (
+        one_with_role(&all, "leader")?,
+        one_with_role(&all, "learner")?,
+    );
+    let mut voters = all.iter().filter(|m| m.role == "voter");
+    let (Some(voter), Some(left)) = (voters.next(), voters.next()) else {
+        bail!("three do not vote: {all:?}");
+    };
+    let (on, lost) = (hearer.machine, [leader, voter]);
+    let names = lost.map(|m| m.name.as_str());
+    let words = ["cluster", "recover", "--without", names[0], names[1]];
+    must_refuse_text(&cluster.ssictl(on, &words)?, "a majority answers")?;
+
+    ok(cluster.ssictl(on, &["kv", "put", "color", "blue"])?)?;
+    ok(cluster.ssictl(on, &["kv", "get", "color"])?)?;
+    let start = || -> Result<Proc<'_>> {
+        let proc = Proc::start(cluster, &Start::guest("spin").home(on))?;
+        proc.ready()?;
+        Ok(proc)
+    };
+    let (mut local, mut away) = (start()?, start()?);
+    hop(&away, "spin", Doing::Computing, leader.machine)?;
+    for member in lost {
+        cluster.kill(member.machine)?;
+    }
+    away.must_end(End::Signal(9))
+        .context("its host is lost, and nobody says so")?;
+    eventually(SOON, || {
+        let output = cluster.ssictl(on, &words[..4])?;
+        let told = must_refuse_text(&output, &format!("{} does not answer", names[1]));
+        Ok(told.err().map(|e| format!("{e:#}")))
+    })?;
+    ok(cluster.ssictl(on, &words)?)?;
+    let mut rest = [hearer.clone(), left.clone()];
+    rest.sort_by_key(|m| all.iter().position(|n| n.name == m.name));
+    let rest_names = rest.each_ref().map(|m| m.name.as_str());
+    for member in &rest {
+        whole(cluster, member.machine, &rest_names)?;
+        let color = ok(cluster.ssictl(member.machine, &["kv", "get", "color"])?)?;
+        ensure!(color == "blue", "{color}");
+    }
+    let there = rest.each_ref().map(|m| m.machine);
+    let pid = local.pid();
+    prove_runs_among(cluster, &there, pid, "spin", on, on, Doing::Computing)?;
+
+    // The lost come back with all they had: they do not know it, and nobody listens to them.
+    cluster.on_all(&lost.map(|m| m.machine), |machine| cluster.start(machine))?;
+    eventually(SOON, || {
+        let list = nodes(cluster, leader.machine)?;
+        Ok((count(&list, "state", "up") != 1).then(|| format!("{list:?}")))
+    })?;
+    whole(cluster, on, &rest_names)?;
+    hop(&local, "spin", Doing::Computing, left.machine)?;
+    hop(&local, "spin", Doing::Computing, on)?;
+    for member in lost {
+        join_anew(cluster, member.machine, on)?;
+    }
+    let all = members(cluster, on)?;
+    ensure!(all.len() == 4, "{all:?}");
+    whole(cluster, left.machine, &crate::members::names(&all))?;
+    local.must_pass()
 }

@@ -267,6 +267,8 @@ pub(crate) enum ClusterCommand {
     /// The authority that certifies nodes
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Go on without nodes that are lost for good, and with them the majority of those who vote
+    Recover(ClusterRecover),
 }
 
 impl ClusterCommand {
@@ -275,9 +277,19 @@ impl ClusterCommand {
             ClusterCommand::Init(a) => a.output,
             ClusterCommand::Status(a) | ClusterCommand::Token(TokenCommand::Ls(a)) => a.output,
             ClusterCommand::Token(TokenCommand::Create(a)) => a.output,
-            ClusterCommand::Token(TokenCommand::Rm { .. }) | ClusterCommand::Ca(_) => Output::Text,
+            ClusterCommand::Token(TokenCommand::Rm { .. })
+            | ClusterCommand::Ca(_)
+            | ClusterCommand::Recover(_) => Output::Text,
         }
     }
+}
+
+/// `ssictl cluster recover`.
+#[derive(Args, Debug)]
+pub(crate) struct ClusterRecover {
+    /// A node that is off and will never be on again as it was; all that do not answer have to be named
+    #[arg(long, value_name = "NODE", required = true, num_args = 1..)]
+    pub(crate) without: Vec<String>,
 }
 
 /// `ssictl cluster init`.

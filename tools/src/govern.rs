@@ -9,15 +9,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ssid::api::govern::{
     CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters, InvitationReply,
-    JoinParameters, JoinReply, LeaveParameters, PardonParameters, RemoveParameters,
-    ShowNodeParameters, ShowNodeReply, TokensReply,
+    JoinParameters, JoinReply, LeaveParameters, PardonParameters, RecoverParameters,
+    RemoveParameters, ShowNodeParameters, ShowNodeReply, TokensReply,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{
-    CaCommand, ClusterInit, NodeJoin, NodeLeave, NodeName, NodeRemove, NodeShow, Output,
-    TokenCommand, TokenCreate,
+    CaCommand, ClusterInit, ClusterRecover, NodeJoin, NodeLeave, NodeName, NodeRemove, NodeShow,
+    Output, TokenCommand, TokenCreate,
 };
 use crate::fail::Fail;
 use crate::show::{print, table};
@@ -122,6 +122,12 @@ pub(crate) fn authority(socket: &Path, command: &CaCommand) -> Result<(), Fail> 
     match command {
         CaCommand::Rotate => order(socket, "RotateAuthority", &json!({})),
     }
+}
+
+/// Goes on without a majority.
+pub(crate) fn recover(socket: &Path, a: &ClusterRecover) -> Result<(), Fail> {
+    let without = a.without.clone();
+    order(socket, "Recover", &RecoverParameters { without })
 }
 
 /// Joins a cluster.

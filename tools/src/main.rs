@@ -62,6 +62,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Fail> {
         Command::Cluster(ClusterCommand::Init(a)) => govern::init(socket, &a),
         Command::Cluster(ClusterCommand::Token(a)) => govern::token(socket, &a),
         Command::Cluster(ClusterCommand::Ca(a)) => govern::authority(socket, &a),
+        Command::Cluster(ClusterCommand::Recover(a)) => govern::recover(socket, &a),
         Command::Events(a) => events::events(socket, &a),
         Command::Audit(AuditCommand::Verify(a)) => audit::verify(&a),
         Command::Version(a) => show::version(socket, a.output),

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
 use super::guard::may_answer;
-use super::{Snapshot, SnapshotMeta, Types, Vote};
+use super::recovery::Extent;
+use super::{LogId, Snapshot, SnapshotMeta, Types, Vote};
 use crate::core::offence::Offence;
 use crate::core::state::{Command, Outcome, State};
 
@@ -75,6 +76,8 @@ pub(super) enum Request {
     Propose(Command),
     /// Up to where one must have applied the log to have read what is agreed on.
     ReadIndex,
+    /// How far the node is, and whether it has that entry.
+    Extent(Option<LogId>),
 }
 
 /// What is answered.
@@ -87,6 +90,7 @@ pub(super) enum Answer {
     Transfer(TransferLeaderResponse<Types>),
     Proposed(Outcome),
     ReadIndex(u64),
+    Extent(Extent),
     Refused(Refusal),
 }
 

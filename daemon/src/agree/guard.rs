@@ -79,7 +79,7 @@ impl Here {
                     && named.all(|id| self.may_hold(&vote.leader_id, id))
             }
             Request::Transfer(rpc) => self.may_be(rpc.from_leader()),
-            Request::Propose(_) | Request::ReadIndex => true,
+            Request::Propose(_) | Request::ReadIndex | Request::Extent(_) => true,
         }
     }
 
@@ -90,7 +90,7 @@ impl Here {
             Request::Vote(rpc) | Request::PreVote(rpc) => (&rpc.vote, Some(false)),
             Request::Snapshot { vote, .. } => (vote, Some(true)),
             Request::Transfer(rpc) => (rpc.from_leader(), None),
-            Request::Propose(_) | Request::ReadIndex => return None,
+            Request::Propose(_) | Request::ReadIndex | Request::Extent(_) => return None,
         };
         if vote.leader_id.node_id != raft_id(from) {
             return Some(Offence::AnotherName);
@@ -171,6 +171,7 @@ pub(super) fn may_answer(request: &Request, answer: &Answer) -> bool {
         (Request::Transfer(_), Answer::Transfer(_))
         | (Request::Propose(_), Answer::Proposed(_))
         | (Request::ReadIndex, Answer::ReadIndex(_))
+        | (Request::Extent(_), Answer::Extent(_))
         | (_, Answer::Refused(_)) => true,
         _ => false,
     }

@@ -22,7 +22,10 @@ impl Agreement {
 
     /// Whether what `from` has to say about who leads and what is in the log is listened to.
     pub(super) fn heeds(&self, from: NodeId, request: &Request) -> bool {
-        if matches!(request, Request::Propose(_) | Request::ReadIndex) {
+        if matches!(
+            request,
+            Request::Propose(_) | Request::ReadIndex | Request::Extent(_)
+        ) {
             return true;
         }
         let turned_from = self.0.turned_from.lock();

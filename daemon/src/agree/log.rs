@@ -20,7 +20,8 @@ use openraft::{LogState, OptionalSend, RaftLogReader};
 use ssi::id::NodeId;
 use tokio::sync::oneshot;
 
-use self::file::{Held, LogFile, Record};
+use self::file::Held;
+pub use self::file::{LogFile, Record};
 use super::disk::Error;
 use super::runtime;
 use super::{Entry, LogId, Types, Vote};
@@ -107,6 +108,21 @@ impl Log {
     /// The last entry that is only in a snapshot.
     pub fn purged(&self) -> Option<LogId> {
         self.with(|held| held.purged)
+    }
+
+    /// The last entry there is or was.
+    pub fn last(&self) -> Option<LogId> {
+        self.with(Held::last)
+    }
+
+    /// Whether it has this entry, where it knows those up to `applied` to be agreed on; no others
+    /// than those are agreed on anywhere.
+    pub fn has(&self, id: &LogId, applied: Option<LogId>) -> bool {
+        applied.is_some_and(|applied| id.index <= applied.index)
+            || self.with(|held| {
+                let entry = held.entries.get(&id.index);
+                entry.is_some_and(|e| e.log_id == *id)
+            })
     }
 
     fn with<T>(&self, f: impl FnOnce(&Held) -> T) -> T {

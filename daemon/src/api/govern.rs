@@ -135,6 +135,14 @@ pub struct PardonParameters {
     pub node: String,
 }
 
+/// Parameters of `Recover`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverParameters {
+    /// The nodes that are lost, as [`CordonParameters::node`].
+    pub without: Vec<String>,
+}
+
 /// That a node saw another do what no honest node does.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Accusation {

@@ -20,6 +20,7 @@ pub mod migrate;
 pub mod offence;
 pub mod parts;
 pub mod policy;
+pub mod recovery;
 pub mod relink;
 pub mod route;
 #[cfg(test)]

@@ -26,7 +26,7 @@ mod presence;
 mod rights;
 pub(crate) mod spell;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod token;
 
 pub use authority::{Authority, MAX_EARLIER, MAX_REVOKED};

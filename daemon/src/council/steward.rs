@@ -77,7 +77,7 @@ impl Council {
         Ok(())
     }
 
-    fn is_up(&self, cluster: &Cluster, node: NodeId) -> bool {
+    pub(super) fn is_up(&self, cluster: &Cluster, node: NodeId) -> bool {
         let peer = cluster.roster().peer(node);
         node == self.own || peer.is_some_and(|p| p.state() == liveness::State::Up)
     }

@@ -7,6 +7,7 @@
 //! has it.
 
 mod hostile;
+mod recovery;
 mod seal;
 mod services;
 

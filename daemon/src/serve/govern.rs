@@ -13,7 +13,7 @@ use super::{Connection, Nothing, Outcome, invalid};
 use crate::api::govern::{
     Accusation, CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters,
     InvitationReply, JoinParameters, JoinReply, LeaveParameters, PardonParameters,
-    RemoveParameters, ShowNodeParameters, ShowNodeReply, Token, TokensReply,
+    RecoverParameters, RemoveParameters, ShowNodeParameters, ShowNodeReply, Token, TokensReply,
 };
 use crate::audit::{DONE, Event};
 use crate::clock::now_ms;
@@ -60,6 +60,7 @@ impl Connection {
             "Cordon" cordon,
             "Pardon" pardon,
             "RotateAuthority" rotate,
+            "Recover" recover,
         })
     }
 
@@ -282,6 +283,20 @@ impl Connection {
             Ok(Nothing {})
         };
         (String::new(), result.await)
+    }
+
+    async fn recover(&self, p: RecoverParameters) -> (String, Result<Nothing, Failure>) {
+        let subject = p.without.join(" ");
+        let result = async {
+            self.administrator()?;
+            let cluster = self.stage.cluster()?;
+            let lost = p.without.iter().map(|node| cluster.find(node));
+            let lost = lost.collect::<Result<_, _>>()?;
+            drop(cluster);
+            self.stage.recover(&lost).await?;
+            Ok(Nothing {})
+        };
+        (subject, result.await)
     }
 
     fn show(&self, p: ShowNodeParameters) -> Result<ShowNodeReply, Failure> {

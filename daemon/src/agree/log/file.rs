@@ -158,6 +158,24 @@ impl LogFile {
         &self.held
     }
 
+    /// Adds records to it, durably: all or none.
+    ///
+    /// # Errors
+    /// When they do not fit, or cannot be written.
+    pub fn extend(&mut self, records: Vec<Record>) -> Result<(), Error> {
+        for record in records {
+            self.held.take(record).map_err(|why| Error::Damaged {
+                path: self.path.clone(),
+                at: 0,
+                why,
+            })?;
+        }
+        let sealed = self.held.sealed(self.node, &self.path)?;
+        self.file = Some(disk::replace(&self.path, &sealed)?.0);
+        self.stale_bytes = 0;
+        Ok(())
+    }
+
     /// Appends records, durably if `sync` says so.
     ///
     /// # Errors

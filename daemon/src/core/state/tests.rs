@@ -13,7 +13,7 @@ use crate::core::offence::Offence;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const NOW_MS: u64 = 1_800_000_000_000;
 
-pub(super) fn id(n: u16) -> NodeId {
+pub(in crate::core) fn id(n: u16) -> NodeId {
     NodeId::new(n).unwrap()
 }
 
@@ -101,7 +101,7 @@ fn founded() -> State {
 }
 
 /// Founded, and `n` nodes in all.
-pub(super) fn of_nodes(n: u16) -> State {
+pub(in crate::core) fn of_nodes(n: u16) -> State {
     let mut state = founded();
     for n in 2..=n {
         let outcome = state.apply(&join(candidate(n, n.into())));

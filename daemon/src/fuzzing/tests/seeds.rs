@@ -416,6 +416,7 @@ fn texts() -> Vec<Seed> {
         call("Cordon", json!({"node": "n1", "cordoned": true})),
         call("Pardon", json!({"node": "n1"})),
         call("RotateAuthority", json!({})),
+        call("Recover", json!({"without": ["n2", "n3"]})),
     ]);
     let config = "# All keys.\nstate = \"/var/lib/ssid\"\nport = 7400\npeer_dead_after_s = 10\n\
         certificate_life_s = 604800\nsocket = \"/run/ssid/io.unum.Cluster\"\nlog = \"info\"\n\

@@ -42,6 +42,8 @@ pub(super) fn raft() -> Vec<Seed> {
         propose,
         ask("pre-vote", 4),
         ask("vote", 5),
+        json!({"extent": log_id(1, 1, 1)}),
+        json!({"extent": null}),
     ]);
     let appended = said(&[
         ask("vote", 5),
