@@ -88,6 +88,10 @@ type StoredMembership = alias::StoredMembershipOf<Types>;
 const SNAPSHOT_WITHIN_MS: u64 = 30_000;
 /// Pause before the leader is looked for again.
 const AGAIN_MS: u64 = 50;
+/// An answer of one that does not lead any more is waited for so long.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Nobody waits longer for another to lead.
+const HANDED_OVER_IN: Duration = Duration::from_secs(1);
 /// A change of which nobody knows whether it was made is proposed so often.
 const SETTLE_TRIES: u32 = 3;
 /// Name of the file that is locked while the directory is in use.
@@ -408,7 +412,7 @@ impl Agreement {
             };
             if let Some(leader) = self.other(leader) {
                 let request = Request::Propose(command.clone());
-                match self.ask(leader, &request, until).await {
+                match self.ask_leader(leader, &request, until).await {
                     Ok(Answer::Proposed(outcome)) => return Ok(outcome),
                     Ok(Answer::Refused(Refusal::NotLeader(_) | Refusal::Unavailable)) => {}
                     Ok(Answer::Refused(Refusal::Bad)) | Err(NoAnswer::NotSent) => {}
@@ -509,7 +513,7 @@ impl Agreement {
                 Err(refusal) => return Err(refusal.into()),
             };
             if let Some(leader) = self.other(leader) {
-                let asked = self.ask(leader, &Request::ReadIndex, until).await;
+                let asked = self.ask_leader(leader, &Request::ReadIndex, until).await;
                 if let Ok(Answer::ReadIndex(index)) = asked {
                     break index;
                 }
@@ -726,6 +730,28 @@ impl Agreement {
         }
     }
 
+    /// Has the voter that knows most lead instead of this node, if this node leads: it is about to stop, and the
+    /// others need not find out. Does not wait for long.
+    pub async fn hand_over(&self) {
+        let metrics = self.0.raft.metrics().borrow_watched().clone();
+        let own = raft_id(self.0.own);
+        // Only who leads knows.
+        let Some(known) = metrics.replication else {
+            return;
+        };
+        let voters = metrics.membership_config.voter_ids();
+        let next = voters.filter(|id| *id != own);
+        let next = next.max_by_key(|id| known.get(id).cloned().flatten());
+        let Some(next) = next else { return };
+        tracing::info!(next, "another node is to lead");
+        let told = self.0.raft.trigger().transfer_leader(next).await;
+        let wait = self.0.raft.wait(Some(HANDED_OVER_IN));
+        let leads = |m: &Metrics| m.current_leader.is_some_and(|leader| leader != own);
+        if told.is_err() || wait.metrics(leads, "handed over").await.is_err() {
+            tracing::info!("no other node leads yet");
+        }
+    }
+
     /// Takes part no more. What others do later with this handle fails.
     pub async fn stop(&self) {
         if let Err(e) = self.0.raft.shutdown().await {
@@ -740,6 +766,29 @@ impl Agreement {
     /// The node with this number, if it is another.
     fn other(&self, number: Option<u16>) -> Option<NodeId> {
         number.and_then(NodeId::new).filter(|n| *n != self.0.own)
+    }
+
+    /// Asks a node that leads, and waits no longer for the answer than a little after another does.
+    async fn ask_leader(
+        &self,
+        leader: NodeId,
+        what: &Request,
+        until: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let is_other = |m: &Metrics| m.current_leader.is_some_and(|now| now != raft_id(leader));
+        let wait = self.0.raft.wait(Some(left(until)));
+        let overthrown = async {
+            match wait.metrics(is_other, "overthrown").await {
+                Ok(_) => sleep(FAREWELL).await,
+                // It still leads, or this node stops: then who asks is told so.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = self.ask(leader, what, until) => answer,
+            () = overthrown => Err(NoAnswer::Lost),
+        }
     }
 
     async fn ask(&self, to: NodeId, what: &Request, until: Instant) -> Result<Answer, NoAnswer> {

@@ -446,6 +446,11 @@ impl Council {
         self.ask_leader(Request::Rotate(Rotate {})).await.map(drop)
     }
 
+    /// Has another node lead, if this one does: it will stop.
+    pub async fn hand_over(&self) {
+        self.agreement.hand_over().await;
+    }
+
     /// Takes part no more.
     pub async fn stop(&self) {
         // Others need not wait for what is kept here; if they have to, they do.

@@ -151,6 +151,7 @@ pub async fn run(config: Config, reload: Reload, mut sockets: Sockets) -> Result
         () = on_hangup => {}
     }
     service::stopping();
+    stage.hand_over().await;
     audit.close(audit::Event::Stopped);
     // The links stay with the module: a daemon that starts again finds every guest where it was.
     tracing::info!("stopped");

@@ -355,6 +355,15 @@ impl Stage {
         cluster.council()?.read().await.map(drop)
     }
 
+    /// Has the others go on without a pause while the daemon does not run.
+    pub async fn hand_over(&self) {
+        if let Ok(cluster) = self.cluster()
+            && let Ok(council) = cluster.council()
+        {
+            council.hand_over().await;
+        }
+    }
+
     /// Works as a node no more.
     async fn close(&self) {
         let formed = {

@@ -51,6 +51,8 @@ struct Wires {
     nodes: BTreeMap<NodeId, Agreement>,
     /// Nodes nobody reaches and that reach nobody.
     cut: BTreeSet<NodeId>,
+    /// Nodes that are gone, which nobody finds out: who asks them waits.
+    silent: BTreeSet<NodeId>,
     /// Nodes that reach each other and nobody else.
     apart: BTreeSet<NodeId>,
     /// Wires that bring nothing from the first to the second.
@@ -121,6 +123,13 @@ impl Carrier for Wire {
 impl Wire {
     async fn bring(self, to: NodeId, request: Vec<u8>) -> Result<Vec<u8>, NoAnswer> {
         awake(&self.all, self.own).await;
+        let is_silent = {
+            let all = self.all.lock().unwrap();
+            all.silent.contains(&self.own) || all.silent.contains(&to)
+        };
+        if is_silent {
+            return std::future::pending().await;
+        }
         let (node, dir, there, back, lost, again, sent) = {
             let mut all = self.all.lock().unwrap();
             if all.dirs.get(&self.own).is_some_and(|dir| *dir != self.dir) {
@@ -292,6 +301,7 @@ impl Cluster {
             wires: Arc::new(Mutex::new(Wires {
                 nodes: BTreeMap::new(),
                 cut: BTreeSet::new(),
+                silent: BTreeSet::new(),
                 apart: BTreeSet::new(),
                 stopped: BTreeSet::new(),
                 slow: BTreeMap::new(),
@@ -591,6 +601,45 @@ async fn trouble(seed: u64) {
     for name in sure.keys() {
         assert!(states[0].kv.get(name).is_some(), "{name} of seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_stops_has_another_lead() {
+    let (cluster, all) = Cluster::three(12).await;
+    all[0].propose(put("a", "1")).await.unwrap();
+    all[1].hand_over().await;
+    assert_eq!(all[0].status().role, Role::Leader, "only who leads can");
+    all[0].hand_over().await;
+    cluster.stop(1).await;
+    let start = Instant::now();
+    all[1].propose(put("b", "1")).await.unwrap();
+    // Else nobody leads before the others have found out.
+    let least = Duration::from_millis(cluster.timing.election_min_ms);
+    assert!(start.elapsed() < least / 2, "{:?}", start.elapsed());
+    assert!(all[1..].iter().any(|at| at.status().role == Role::Leader));
+    // One that votes alone has nobody to hand it to.
+    let alone = Cluster::new(1);
+    let one = alone.start(1).await;
+    one.found().await.unwrap();
+    one.hand_over().await;
+    one.propose(put("a", "1")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_leader_that_is_gone_asks_the_next() {
+    let (cluster, all) = Cluster::three(13).await;
+    all[0].propose(put("a", "1")).await.unwrap();
+    cluster.wires.lock().unwrap().silent = set(&[1]);
+    let start = Instant::now();
+    let (id, value) = (Unique(1), Some(b"1".to_vec()));
+    let written = all[1].write(id, "b".to_owned(), None, value).await;
+    assert!(
+        matches!(written, Ok(kv::Outcome::Done { .. })),
+        "{written:?}"
+    );
+    let most = 2 * Duration::from_millis(cluster.timing.election_max_ms);
+    assert!(start.elapsed() < most, "{:?}", start.elapsed());
+    all[1].read().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
