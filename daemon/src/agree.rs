@@ -16,10 +16,13 @@ pub mod keeper;
 pub mod lease;
 pub mod log;
 pub mod machine;
+mod members;
+mod propose;
 pub mod pulse;
 mod recall;
 pub mod recovery;
 mod runtime;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -34,25 +37,19 @@ use std::time::Duration;
 
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
-use openraft::error::{
-    ChangeMembershipError, ClientWriteError, InitializeError, LinearizableReadError, RaftError,
-};
-use openraft::raft::AppendEntriesResponse;
-use openraft::{ChangeMembers, Config, EmptyNode, ReadPolicy, ServerState, SnapshotPolicy, alias};
+use openraft::error::{InitializeError, RaftError};
+use openraft::{Config, EmptyNode, ServerState, SnapshotPolicy, alias};
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 
-use self::carrier::{Answer, Carrier, Links, NoAnswer, Refusal, Request};
-use self::guard::Here;
+use self::carrier::{Carrier, Links, Refusal};
 use self::log::{Failed, Log};
 use self::machine::Machine;
 use self::recall::Recall;
 use self::runtime::Runtime;
-use crate::core::kv;
-use crate::core::offence::Offence;
-use crate::core::state::{self, Command, Outcome, State, Unique};
+use crate::core::state::{self, Command, Outcome, State};
 
 /// A command on its way through the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,12 +85,8 @@ type StoredMembership = alias::StoredMembershipOf<Types>;
 const SNAPSHOT_WITHIN_MS: u64 = 30_000;
 /// Pause before the leader is looked for again.
 const AGAIN_MS: u64 = 50;
-/// An answer of one that does not lead any more is waited for so long.
-const FAREWELL: Duration = Duration::from_millis(500);
 /// Nobody waits longer for another to lead.
 const HANDED_OVER_IN: Duration = Duration::from_secs(1);
-/// A change of which nobody knows whether it was made is proposed so often.
-const SETTLE_TRIES: u32 = 3;
 /// Name of the file that is locked while the directory is in use.
 const LOCK: &str = "lock";
 
@@ -395,307 +388,9 @@ impl Agreement {
         led.map(drop).map_err(|_| Error::Unavailable)
     }
 
-    /// Makes a change, wherever the leader is.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`] says that it may have been made; all others say that it was not.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, Error> {
-        fits(&command)?;
-        let until = Instant::now() + self.0.timing.answer();
-        loop {
-            let leader = match self.propose_here(&command, until).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(Refusal::NotLeader(leader)) => leader,
-                // One that has only just begun to lead has not heard of a majority yet.
-                Err(Refusal::Unavailable) => None,
-                Err(refusal) => return Err(refusal.into()),
-            };
-            if let Some(leader) = self.other(leader) {
-                let request = Request::Propose(command.clone());
-                match self.ask_leader(leader, &request, until).await {
-                    Ok(Answer::Proposed(outcome)) => return Ok(outcome),
-                    Ok(Answer::Refused(Refusal::NotLeader(_) | Refusal::Unavailable)) => {}
-                    Ok(Answer::Refused(Refusal::Bad)) | Err(NoAnswer::NotSent) => {}
-                    Ok(_) | Err(NoAnswer::Lost) => return Err(Error::Unknown),
-                }
-            }
-            again(until).await?;
-        }
-    }
-
-    /// Makes a change that only who leads makes; this node must lead.
-    ///
-    /// # Errors
-    /// As [`Self::propose`], and [`Error::NotLeader`]. Another leader is not asked: it would take that
-    /// for a lie.
-    pub async fn decree(&self, command: Command) -> Result<Outcome, Error> {
-        fits(&command)?;
-        let until = Instant::now() + self.0.timing.answer();
-        Ok(self.propose_here(&command, until).await?)
-    }
-
-    /// Makes a change that changes nothing if it is made again: it is proposed again as long as nobody
-    /// knows what became of it.
-    ///
-    /// # Errors
-    /// As [`Self::propose`].
-    pub async fn settle(&self, command: Command) -> Result<Outcome, Error> {
-        for tries in 0..SETTLE_TRIES {
-            match self.propose(command.clone()).await {
-                Err(Error::Unknown) => {}
-                Err(Error::Unavailable) if tries > 0 => break,
-                known => return known,
-            }
-        }
-        Err(Error::Unknown)
-    }
-
-    /// Makes a change of a value, once; `id` is random.
-    ///
-    /// # Errors
-    /// As [`Self::propose`].
-    pub async fn write(
-        &self,
-        id: Unique,
-        name: String,
-        expected: Option<u64>,
-        value: Option<Vec<u8>>,
-    ) -> Result<kv::Outcome, Error> {
-        let command = kv::Command {
-            id,
-            after: self.0.state.borrow().kv.revision(),
-            name,
-            expected,
-            value,
-        };
-        match self.settle(Command::Kv(command)).await? {
-            Outcome::Kv(outcome) => Ok(outcome),
-            Outcome::Refused(refusal) => Err(Error::Refused(refusal)),
-            _ => Err(Error::Unknown),
-        }
-    }
-
-    /// Proposes to this node, which must lead.
-    async fn propose_here(&self, command: &Command, until: Instant) -> Result<Outcome, Refusal> {
-        let status = self.status();
-        if status.role == Role::Stopped {
-            return Err(Refusal::Stopped);
-        }
-        if status.role == Role::Leader && !status.has_majority {
-            return Err(Refusal::Unavailable);
-        }
-        let write = self.0.raft.client_write(Change(command.clone()));
-        match timeout(left(until), write).await {
-            Ok(Ok(answer)) => Ok(answer.data),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
-                Err(Refusal::NotLeader(to.leader_id.and_then(node_number)))
-            }
-            _ => Err(Refusal::Unknown),
-        }
-    }
-
-    /// The state with all that was agreed on before this was called.
-    ///
-    /// # Errors
-    /// When there is no majority to say so.
-    pub async fn read(&self) -> Result<Arc<State>, Error> {
-        #[cfg(test)]
-        if tests::READS_ARE_STALE.get() {
-            return Ok(Arc::clone(&self.0.state.borrow()));
-        }
-        let until = Instant::now() + self.0.timing.answer();
-        let index = loop {
-            let leader = match self.index_here(until).await {
-                Ok(index) => break index,
-                Err(Refusal::NotLeader(leader)) => leader,
-                // One that has only just begun to lead has not heard of a majority yet.
-                Err(Refusal::Unavailable) => None,
-                Err(refusal) => return Err(refusal.into()),
-            };
-            if let Some(leader) = self.other(leader) {
-                let asked = self.ask_leader(leader, &Request::ReadIndex, until).await;
-                if let Ok(Answer::ReadIndex(index)) = asked {
-                    break index;
-                }
-            }
-            again(until).await?;
-        };
-        let wait = self.0.raft.wait(Some(left(until)));
-        wait.applied_index_at_least(Some(index), "read")
-            .await
-            .map_err(|_| Error::Unavailable)?;
-        Ok(Arc::clone(&self.0.state.borrow()))
-    }
-
-    /// Up to where one must have applied the log to read; this node must lead.
-    async fn index_here(&self, until: Instant) -> Result<u64, Refusal> {
-        let read = self.0.raft.get_read_log_id(ReadPolicy::ReadIndex);
-        match timeout(left(until), read).await {
-            Ok(Ok((at, _))) => Ok(at.index()),
-            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
-                Err(Refusal::NotLeader(to.leader_id.and_then(node_number)))
-            }
-            Ok(Err(RaftError::Fatal(_))) => Err(Refusal::Stopped),
-            Ok(Err(_)) | Err(_) => Err(Refusal::Unavailable),
-        }
-    }
-
     /// The state as it becomes known here, for who acts on it.
     pub fn watch(&self) -> watch::Receiver<Arc<State>> {
         self.0.state.clone()
-    }
-
-    /// Answers a message of a node that has proved to be `from`.
-    pub async fn serve(&self, from: NodeId, request: &[u8]) -> Vec<u8> {
-        let answer = match carrier::decode(request) {
-            Some(request) => self.answer(from, request).await,
-            None => {
-                if carrier::is_garbage(request) {
-                    self.offended(from, Offence::Unreadable);
-                }
-                Answer::Refused(Refusal::Bad)
-            }
-        };
-        carrier::encode(&answer).unwrap_or_default()
-    }
-
-    async fn answer(&self, from: NodeId, request: Request) -> Answer {
-        let raft = &self.0.raft;
-        let until = Instant::now() + self.0.timing.answer();
-        // Nobody votes or leads in the name of another.
-        let is_of = |vote: &Vote| vote.leader_id.node_id == raft_id(from);
-        let stopped = Answer::Refused(Refusal::Stopped);
-        let refused = Answer::Refused;
-        let here = Here::of(&raft.metrics().borrow_watched());
-        if let Some(offence) = here.offence(from, &request) {
-            self.offended(from, offence);
-            return refused(Refusal::Bad);
-        }
-        if !self.heeds(from, &request) {
-            return refused(Refusal::Bad);
-        }
-        if let Request::Append { rpc, .. } = &request
-            && let Some(vote) = here.later(&rpc.vote)
-        {
-            return Answer::Append(AppendEntriesResponse::HigherVote(vote));
-        }
-        if !here.accepts(&request) {
-            return refused(Refusal::Bad);
-        }
-        if let Request::Append { rpc, .. } = &request
-            && self.contradicts(rpc.vote.leader_id, &rpc.entries)
-        {
-            self.offended(from, Offence::TwoEntries);
-            return refused(Refusal::Bad);
-        }
-        match request {
-            Request::Append { rpc, has_majority } if is_of(&rpc.vote) && rpc.vote.committed => {
-                let answer = raft.append_entries(rpc).await;
-                if answer.is_ok() && has_majority {
-                    let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    *heard = Some(Instant::now());
-                }
-                answer.map_or(stopped, Answer::Append)
-            }
-            Request::Vote(rpc) if is_of(&rpc.vote) && !rpc.vote.committed => {
-                raft.vote(rpc).await.map_or(stopped, Answer::Vote)
-            }
-            Request::PreVote(rpc) if is_of(&rpc.vote) && !rpc.vote.committed => {
-                raft.pre_vote(rpc).await.map_or(stopped, Answer::Vote)
-            }
-            Request::Snapshot { vote, meta, state } if is_of(&vote) && vote.committed => {
-                let snapshot = Snapshot {
-                    meta,
-                    snapshot: state,
-                };
-                let answer = raft.install_full_snapshot(vote, snapshot).await;
-                answer.map_or(stopped, Answer::Snapshot)
-            }
-            Request::Transfer(rpc) if is_of(rpc.from_leader()) => {
-                let answer = raft.handle_transfer_leader(rpc).await;
-                answer.map_or(stopped, Answer::Transfer)
-            }
-            Request::Propose(command) => match self.objection(from, &command) {
-                Some(refusal) => Answer::Proposed(Outcome::Refused(refusal)),
-                None => self
-                    .propose_here(&command, until)
-                    .await
-                    .map_or_else(refused, Answer::Proposed),
-            },
-            Request::ReadIndex => self
-                .index_here(until)
-                .await
-                .map_or_else(refused, Answer::ReadIndex),
-            Request::Extent(of) => Answer::Extent(self.extent(of)),
-            _ => refused(Refusal::Bad),
-        }
-    }
-
-    /// Makes these nodes the members: those who vote, and those who only hear. Who is to vote first
-    /// learns what there is. Can be called again after an error.
-    ///
-    /// # Errors
-    /// When this node does not lead, there is no majority, or a new voter does not catch up.
-    pub async fn set_members(
-        &self,
-        voters: BTreeSet<NodeId>,
-        learners: BTreeSet<NodeId>,
-    ) -> Result<(), Error> {
-        if voters.is_empty() {
-            return Err(Error::NoVoter);
-        }
-        let change = async {
-            loop {
-                // Also a leader that has only just begun says so.
-                match self.change_members(&voters, &learners).await {
-                    Err(Error::Changing) => sleep(Duration::from_millis(AGAIN_MS)).await,
-                    done => return done,
-                }
-            }
-        };
-        timeout(self.0.timing.answer(), change)
-            .await
-            .map_err(|_| Error::Unknown)?
-    }
-
-    async fn change_members(
-        &self,
-        voters: &BTreeSet<NodeId>,
-        learners: &BTreeSet<NodeId>,
-    ) -> Result<(), Error> {
-        let raft = &self.0.raft;
-        let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|n| raft_id(*n)).collect();
-        let (voters, learners): (BTreeSet<u64>, BTreeSet<u64>) = (ids(voters), ids(learners));
-        let now = Arc::clone(&raft.metrics().borrow_watched().membership_config);
-        let vote_now: BTreeSet<u64> = now.voter_ids().collect();
-        let known: BTreeSet<u64> = now.nodes().map(|(id, _)| *id).collect();
-        for id in voters.difference(&vote_now) {
-            let learn = raft.add_learner(*id, EmptyNode {}, true).await;
-            learn.map_err(|e| refused_change(&e))?;
-        }
-        for id in learners.difference(&known) {
-            let learn = raft.add_learner(*id, EmptyNode {}, false).await;
-            learn.map_err(|e| refused_change(&e))?;
-        }
-        let is_joint = now.get_joint_config().len() > 1;
-        if vote_now != voters || is_joint {
-            // Who loses the vote goes at once, unless there is one to stay.
-            let stays = vote_now.difference(&voters).any(|id| learners.contains(id));
-            let members = ChangeMembers::ReplaceAllVoters(voters.clone());
-            let change = raft.change_membership(members, stays).await;
-            change.map_err(|e| refused_change(&e))?;
-        }
-        let now = Arc::clone(&raft.metrics().borrow_watched().membership_config);
-        let known = now.nodes().map(|(id, _)| *id);
-        let gone: BTreeSet<u64> = known
-            .filter(|id| !voters.contains(id) && !learners.contains(id))
-            .collect();
-        if !gone.is_empty() {
-            let members = ChangeMembers::RemoveNodes(gone);
-            let change = raft.change_membership(members, false).await;
-            change.map_err(|e| refused_change(&e))?;
-        }
-        Ok(())
     }
 
     /// How this node stands.
@@ -762,38 +457,6 @@ impl Agreement {
         let mut lock = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.take();
     }
-
-    /// The node with this number, if it is another.
-    fn other(&self, number: Option<u16>) -> Option<NodeId> {
-        number.and_then(NodeId::new).filter(|n| *n != self.0.own)
-    }
-
-    /// Asks a node that leads, and waits no longer for the answer than a little after another does.
-    async fn ask_leader(
-        &self,
-        leader: NodeId,
-        what: &Request,
-        until: Instant,
-    ) -> Result<Answer, NoAnswer> {
-        let is_other = |m: &Metrics| m.current_leader.is_some_and(|now| now != raft_id(leader));
-        let wait = self.0.raft.wait(Some(left(until)));
-        let overthrown = async {
-            match wait.metrics(is_other, "overthrown").await {
-                Ok(_) => sleep(FAREWELL).await,
-                // It still leads, or this node stops: then who asks is told so.
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            answer = self.ask(leader, what, until) => answer,
-            () = overthrown => Err(NoAnswer::Lost),
-        }
-    }
-
-    async fn ask(&self, to: NodeId, what: &Request, until: Instant) -> Result<Answer, NoAnswer> {
-        carrier::ask(self.0.carrier.as_ref(), to, what, left(until)).await
-    }
 }
 
 /// A node whose disk fails takes part no more, even if it has nothing to write.
@@ -804,15 +467,6 @@ async fn stop_when(failed: Failed, inner: Weak<Inner>) {
     {
         tracing::error!("agreement: {e}");
     }
-}
-
-/// Whether a command may go through the log.
-fn fits(command: &Command) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(command).map_or(usize::MAX, |json| json.len());
-    if bytes > carrier::MAX_COMMAND_BYTES {
-        return Err(Error::TooLong(bytes));
-    }
-    Ok(())
 }
 
 fn votes_alone(metrics: &Metrics, own: NodeId) -> bool {
@@ -839,33 +493,10 @@ impl From<Refusal> for Error {
     }
 }
 
-fn refused_change(e: &RaftError<Types, ClientWriteError<Types>>) -> Error {
-    match e {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
-            Error::NotLeader(to.leader_id.and_then(node_of))
-        }
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => match e {
-            ChangeMembershipError::EmptyMembership(_) => Error::NoVoter,
-            _ => Error::Changing,
-        },
-        _ => Error::Unknown,
-    }
-}
-
 fn node_number(id: u64) -> Option<u16> {
     u16::try_from(id).ok()
 }
 
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
-}
-
-/// Waits a little, if there is time for another try.
-async fn again(until: Instant) -> Result<(), Error> {
-    let pause = Duration::from_millis(AGAIN_MS);
-    if left(until) <= pause {
-        return Err(Error::Unavailable);
-    }
-    sleep(pause).await;
-    Ok(())
 }

@@ -16,14 +16,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until, timeout};
 
 use self::wall::Wall;
-use super::carrier::Asked;
+use super::carrier::{Answer, Asked, NoAnswer};
 use super::*;
 use crate::core::facts::Facts;
 use crate::core::hash::Hash;
-use crate::core::state::Candidate;
+use crate::core::kv;
+use crate::core::offence::Offence;
+use crate::core::state::{Candidate, Unique};
 
 pub(super) use self::storm::witness::{saw, twist};
 
