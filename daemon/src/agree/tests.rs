@@ -209,11 +209,15 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             return;
         }
-        let all = self.wires.lock().unwrap();
+        let mut all = self.wires.lock().unwrap();
+        // They hold the wires, and the wires them: their files would stay open.
+        let nodes = std::mem::take(&mut all.nodes);
         for (by, node, offence) in &all.offences {
             let is_known = all.liars.contains(node) || *offence == Offence::TwoEntries;
             assert!(is_known, "{by} accuses {node} of {offence}");
         }
+        drop(all);
+        drop(nodes);
     }
 }
 

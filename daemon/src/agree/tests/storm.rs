@@ -81,7 +81,7 @@ impl Storm {
         let mut weather = Weather::draw(&mut dice);
         match planted {
             Planted::Overlooks => weather.only(&[Trouble::Flip]),
-            Planted::Believes => weather.only(&[Trouble::Pause, Trouble::Suspect]),
+            Planted::Believes => weather.only(&[Trouble::Slow, Trouble::Suspect]),
             _ => {}
         }
         let mut storm = Self {
