@@ -440,11 +440,16 @@ impl Agreement {
         let Some(next) = next else { return };
         tracing::info!(next, "another node is to lead");
         let told = self.0.raft.trigger().transfer_leader(next).await;
-        let wait = self.0.raft.wait(Some(HANDED_OVER_IN));
-        let leads = |m: &Metrics| m.current_leader.is_some_and(|leader| leader != own);
-        if told.is_err() || wait.metrics(leads, "handed over").await.is_err() {
+        if told.is_err() || !self.led_by_another(own, HANDED_OVER_IN).await {
             tracing::info!("no other node leads yet");
         }
+    }
+
+    /// Waits until another than `this` leads, as far as this node knows; not for longer than `within`.
+    async fn led_by_another(&self, this: u64, within: Duration) -> bool {
+        let is_another = |m: &Metrics| m.current_leader.is_some_and(|leader| leader != this);
+        let wait = self.0.raft.wait(Some(within));
+        wait.metrics(is_another, "another leads").await.is_ok()
     }
 
     /// Takes part no more. What others do later with this handle fails.

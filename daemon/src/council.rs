@@ -35,7 +35,7 @@ use crate::core::state::{self, Candidate, Command, Outcome, State, Unique, Why};
 use crate::failure::Failure;
 use crate::msg::govern::{Admit, Agreed, Retire, Rotate};
 use crate::msg::{self, Answer, Done, Request};
-use crate::pki::{self, Authority, Seal};
+use crate::pki::{self, Seal};
 use crate::seat::{self, Credentials, Seat, Store};
 use crate::tls;
 use envoy::Envoy;
@@ -159,13 +159,12 @@ impl Founding {
     /// # Errors
     /// See [`Error`].
     pub fn new(name: &str, seat: Seat, facts: Facts, life: Duration) -> Result<Self, Error> {
-        let (authority, ca) = Authority::new(name)?;
-        let mut key = [0; pki::seal::KEY_BYTES];
-        aws_lc_rs::rand::fill(&mut key).map_err(|_| Error::Random)?;
-        let seal = Seal::new(&key).map_err(|_| Error::Random)?;
-        let sealed_key = seal
-            .seal(SEALED_FOR, authority.key_pem().as_bytes())
-            .map_err(|_| Error::Random)?;
+        let seal::Sealed {
+            authority,
+            ca,
+            sealed_key,
+            seal,
+        } = seal::sealed_authority(name)?;
         let (node_key, request) = pki::request()?;
         let validity = pki::Validity::from_now(life);
         let cert = authority.sign(&request, seat.node, seat.addr.ip(), validity)?;
@@ -186,7 +185,7 @@ impl Founding {
                 first,
                 now_ms: now_ms(),
             },
-            seal: key,
+            seal,
             credentials: Credentials {
                 ca,
                 node: node_key + &cert,

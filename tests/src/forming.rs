@@ -134,10 +134,7 @@ fn leave(cluster: &Cluster) -> Result<()> {
     // One that is alive goes by force as well, does not hear any more, and may join again.
     ok(cluster.ssictl(N2, &["node", "remove", "n5", "--force"])?)?;
     whole(cluster, N1, &["n1", "n2", "n3"])?;
-    ok(cluster.ssictl(N4, &["node", "leave", "--force"])?)?;
-    boot(cluster, N4)?;
-    let text = ok(cluster.ssictl(N3, &["cluster", "token", "create"])?)?;
-    ok(cluster.ssictl(N4, &join_line(&text)?)?)?;
+    join_anew(cluster, N4, N3)?;
     whole(cluster, N4, &["n1", "n2", "n3", "n6"])
 }
 

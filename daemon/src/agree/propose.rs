@@ -11,7 +11,7 @@ use ssi::id::NodeId;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::carrier::{self, Answer, NoAnswer, Refusal, Request};
-use super::{AGAIN_MS, Agreement, Change, Error, Metrics, Role, left, node_number, raft_id};
+use super::{AGAIN_MS, Agreement, Change, Error, Role, left, node_number, raft_id};
 use crate::core::kv;
 use crate::core::state::{Command, Outcome, State, Unique};
 
@@ -182,13 +182,11 @@ impl Agreement {
         what: &Request,
         until: Instant,
     ) -> Result<Answer, NoAnswer> {
-        let is_other = |m: &Metrics| m.current_leader.is_some_and(|now| now != raft_id(leader));
-        let wait = self.0.raft.wait(Some(left(until)));
         let overthrown = async {
-            match wait.metrics(is_other, "overthrown").await {
-                Ok(_) => sleep(FAREWELL).await,
+            match self.led_by_another(raft_id(leader), left(until)).await {
+                true => sleep(FAREWELL).await,
                 // It still leads, or this node stops: then who asks is told so.
-                Err(_) => std::future::pending().await,
+                false => std::future::pending().await,
             }
         };
         tokio::select! {

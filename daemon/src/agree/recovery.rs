@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::{EmptyNode, EntryPayload, Membership};
+use openraft::{EntryPayload, Membership};
 use ssi::id::NodeId;
 use tokio::time::Instant;
 
@@ -122,14 +122,9 @@ impl Estate {
         // No other node was ever asked for its vote in this reign.
         let term = terms.into_iter().flatten().max().unwrap_or(0) + 1;
         let vote = Vote::new(term, raft_id(self.own));
-        let nodes = self.state.nodes.keys();
-        let nodes = nodes.map(|node| (raft_id(*node), EmptyNode {}));
+        let nodes = self.state.nodes.keys().map(|node| raft_id(*node));
         let voters = BTreeSet::from([raft_id(self.own)]);
-        let members = Membership::new(
-            vec![voters],
-            nodes.collect::<std::collections::BTreeMap<_, _>>(),
-        )
-        .map_err(|_| Error::NoVoter)?;
+        let members = Membership::new_with_defaults(vec![voters], nodes);
         let changes = changes.into_iter().map(|c| EntryPayload::Normal(Change(c)));
         let payloads = std::iter::once(EntryPayload::Membership(members)).chain(changes);
         let first = last.map_or(0, |id| id.index + 1);

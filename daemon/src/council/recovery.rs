@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 
 use ssi::id::NodeId;
 
+use super::seal::sealed_authority;
 use super::{Council, Error, SEALED_FOR};
 use crate::agree::recovery::Estate;
 use crate::clock::now_ms;
 use crate::core::recovery::judge;
 use crate::core::state::{Command, Refusal, State, Why};
 use crate::failure::Failure;
-use crate::pki::{self, Authority, Seal};
+use crate::pki::Seal;
 use crate::seat::{Seat, Store};
 
 impl Council {
@@ -76,17 +77,12 @@ fn next_authority(store: &Store, state: &State) -> Result<Option<Command>, Error
     if seal.is_ok_and(|seal| seal.open(SEALED_FOR, &present.sealed_key).is_ok()) {
         return Ok(None);
     }
-    let mut key = [0; pki::seal::KEY_BYTES];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| Error::Random)?;
-    let seal = Seal::new(&key).map_err(|_| Error::Random)?;
-    let (authority, ca) = Authority::new(&cluster.name)?;
-    let sealed_key = seal.seal(SEALED_FOR, authority.key_pem().as_bytes());
-    let begin = Command::BeginRotation {
-        generation: present.generation.saturating_add(1),
-        ca,
-        sealed_key: sealed_key.map_err(|_| Error::Random)?,
-    };
+    let next = sealed_authority(&cluster.name)?;
     // If nothing comes of it, it opens nothing, and the next try makes another.
-    store.save_seal(&key)?;
-    Ok(Some(begin))
+    store.save_seal(&next.seal)?;
+    Ok(Some(Command::BeginRotation {
+        generation: present.generation.saturating_add(1),
+        ca: next.ca,
+        sealed_key: next.sealed_key,
+    }))
 }

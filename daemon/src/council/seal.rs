@@ -15,10 +15,37 @@ use crate::core::state::Refusal;
 use crate::failure::{Failure, in_full};
 use crate::msg::govern::{GiveSeal, TakeSeal};
 use crate::msg::{Answer, Request};
-use crate::pki::Seal;
+use crate::pki::{self, Authority, Seal};
 
 /// A voter that does not give the seal in this time is asked again later.
 const GIVEN_IN: Duration = Duration::from_secs(2);
+
+/// An authority, and what opens its key.
+pub(super) struct Sealed {
+    pub(super) authority: Authority,
+    /// Its certificate, PEM.
+    pub(super) ca: String,
+    pub(super) sealed_key: Vec<u8>,
+    pub(super) seal: [u8; pki::seal::KEY_BYTES],
+}
+
+/// Makes an authority for the cluster `name`, and a seal for its key.
+///
+/// # Errors
+/// See [`Error`].
+pub(super) fn sealed_authority(name: &str) -> Result<Sealed, Error> {
+    let (authority, ca) = Authority::new(name)?;
+    let mut key = [0; pki::seal::KEY_BYTES];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| Error::Random)?;
+    let seal = Seal::new(&key).map_err(|_| Error::Random)?;
+    let sealed_key = seal.seal(SEALED_FOR, authority.key_pem().as_bytes());
+    Ok(Sealed {
+        authority,
+        ca,
+        sealed_key: sealed_key.map_err(|_| Error::Random)?,
+        seal: key,
+    })
+}
 
 impl Council {
     pub(super) fn has_seal(&self) -> bool {

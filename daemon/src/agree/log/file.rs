@@ -163,6 +163,13 @@ impl LogFile {
     /// # Errors
     /// When they do not fit, or cannot be written.
     pub fn extend(&mut self, records: Vec<Record>) -> Result<(), Error> {
+        self.hold(records)?;
+        self.file = Some(self.renew()?);
+        Ok(())
+    }
+
+    /// Takes in what is on the disk, or will be.
+    fn hold(&mut self, records: Vec<Record>) -> Result<(), Error> {
         for record in records {
             self.held.take(record).map_err(|why| Error::Damaged {
                 path: self.path.clone(),
@@ -170,10 +177,15 @@ impl LogFile {
                 why,
             })?;
         }
-        let sealed = self.held.sealed(self.node, &self.path)?;
-        self.file = Some(disk::replace(&self.path, &sealed)?.0);
-        self.stale_bytes = 0;
         Ok(())
+    }
+
+    /// Writes all there is to a new file, which takes the place of the old one.
+    fn renew(&mut self) -> Result<File, Error> {
+        let sealed = self.held.sealed(self.node, &self.path)?;
+        let (file, _) = disk::replace(&self.path, &sealed)?;
+        self.stale_bytes = 0;
+        Ok(file)
     }
 
     /// Appends records, durably if `sync` says so.
@@ -195,16 +207,9 @@ impl LogFile {
             purges |= matches!(record, Record::Purged(_));
         }
         disk::append(&mut file, &self.path, &out, sync)?;
-        for record in records {
-            self.held.take(record).map_err(|why| Error::Damaged {
-                path: self.path.clone(),
-                at: 0,
-                why,
-            })?;
-        }
+        self.hold(records)?;
         if purges || self.stale_bytes > MAX_STALE_BYTES {
-            file = disk::replace(&self.path, &self.held.sealed(self.node, &self.path)?)?.0;
-            self.stale_bytes = 0;
+            file = self.renew()?;
         }
         self.file = Some(file);
         Ok(())
