@@ -439,19 +439,15 @@ fn lost_voter(cluster: &Cluster) -> Result<()> {
     )?;
 
     // It comes back, and nobody listens to it, until it joins anew.
-    let lost = lost.machine;
-    cluster.start(lost)?;
+    cluster.start(lost.machine)?;
     proc.must_pass()?;
-    let seen = nodes(cluster, lost)?;
+    let seen = nodes(cluster, lost.machine)?;
     ensure!(
         count(&seen, "state", "up") == 0,
         "a removed node is listened to: {seen:?}"
     );
     whole(cluster, N1, &left_names)?;
-    ok(cluster.ssictl(lost, &["node", "leave", "--force"])?)?;
-    boot(cluster, lost)?;
-    let text = ok(cluster.ssictl(kept, &["cluster", "token", "create"])?)?;
-    ok(cluster.ssictl(lost, &join_line(&text)?)?)?;
+    join_anew(cluster, lost.machine, kept)?;
     eventually(SOON, || {
         let list = nodes(cluster, N1)?;
         let up = count(&list, "state", "up");

@@ -85,6 +85,18 @@ pub(crate) fn members(cluster: &Cluster, on: Node) -> Result<Vec<Member>> {
         .collect()
 }
 
+/// What `on` calls the node that a machine is.
+pub(crate) fn name(cluster: &Cluster, on: Node, machine: Node) -> Result<String> {
+    if cluster.is_formed() {
+        return Ok(machine.to_string());
+    }
+    let mut all = members(cluster, on)?.into_iter();
+    let member = all.find(|m| m.machine == machine);
+    Ok(member
+        .with_context(|| format!("machine {machine} is no node to {on}"))?
+        .name)
+}
+
 /// Their names.
 pub(crate) fn names(members: &[Member]) -> Vec<&str> {
     members.iter().map(|m| m.name.as_str()).collect()

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, Node, REFUSED};
 use crate::host::Output;
+use crate::members;
 
 /// Longest a migration may take: the image of a big process over a slow link, and every bound inside it.
 const MIGRATE: Duration = Duration::from_secs(90);
@@ -27,7 +28,7 @@ pub fn is_linked(list: &Value, node: Node) -> bool {
 
 /// Asks `asked` to move a process; it may answer anything.
 pub fn try_migrate(cluster: &Cluster, asked: Node, pid: u32, to: Node) -> Result<Output> {
-    let (pid, to) = (pid.to_string(), to.to_string());
+    let (pid, to) = (pid.to_string(), members::name(cluster, asked, to)?);
     cluster.ssictl_within(
         asked,
         &["migrate", &pid, "--to", &to, "-o", "json"],
