@@ -105,8 +105,11 @@ pub struct Timing {
     pub heartbeat_ms: u64,
     /// A node that has not heard of a leader for so long, in milliseconds, wants to be one,
     pub election_min_ms: u64,
-    /// or for so long.
+    /// or for so long; and it votes for no other before so long.
     pub election_max_ms: u64,
+    /// A majority not heard of for so long, in milliseconds, is not there. An election is over before that, if the
+    /// wires and the voters are not slow.
+    pub majority_ms: u64,
     /// A proposal, a read or a change of members is given up after so long, in milliseconds.
     pub answer_ms: u64,
     /// After so many entries a snapshot is made, and the entries go.
@@ -117,8 +120,9 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat_ms: 500,
-            election_min_ms: 2000,
-            election_max_ms: 4000,
+            election_min_ms: 1000,
+            election_max_ms: 2000,
+            majority_ms: 4000,
             answer_ms: 15_000,
             snapshot_entries: 1000,
         }
@@ -146,9 +150,8 @@ impl Timing {
         }
     }
 
-    /// A majority not heard of for so long is not there.
     fn majority(self) -> Duration {
-        Duration::from_millis(self.election_max_ms)
+        Duration::from_millis(self.majority_ms)
     }
 
     /// A node that no majority answered for so long fences itself off, if one that is silent for

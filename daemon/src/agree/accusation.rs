@@ -30,7 +30,7 @@ impl Agreement {
             since,
             offence,
         };
-        let patience = Duration::from_millis(self.0.timing.election_max_ms);
+        let patience = self.0.timing.majority();
         let mut tries = 0;
         let mut states = self.watch();
         let matters = |state: &State| {
@@ -55,7 +55,7 @@ impl Agreement {
             tries += 1;
             let stagger_ms = u64::from(self.0.own.get()) * 997 + tries * 1499;
             sleep(Duration::from_millis(
-                stagger_ms % self.0.timing.election_max_ms,
+                stagger_ms % self.0.timing.majority_ms,
             ))
             .await;
         }

@@ -233,6 +233,7 @@ impl Machines {
                     heartbeat_ms: 100,
                     election_min_ms: 400,
                     election_max_ms: 1200,
+                    majority_ms: 1200,
                     ..Timing::default()
                 },
                 sockets: Mutex::default(),
