@@ -5,24 +5,26 @@
 //! Fields are only ever added; numbers are never used again. Everything here comes from a peer, so
 //! every value is checked where it becomes a type of ours.
 
+mod failed;
 pub mod govern;
+mod moving;
 
 use prost::Message;
 use ssi::id::NodeId;
-use ssi::uapi::Reason;
 
 use crate::core::facts;
 use crate::core::hlc::Stamp;
-use crate::failure::{Failure, Refusal, bounded};
+
+pub use failed::{Failed, FailedKind};
+pub use moving::{
+    Cancel, File, Host, List, MAX_FILES, MAX_PROCESSES, Migrate, Migrated, Movable, Place, Prepare,
+    Prepared, Process, Processes, Progress,
+};
 
 /// Version of this protocol. Two daemons talk only if they say the same.
 pub const VERSION: u32 = 7;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
-/// Most files one [`Prepare`] names.
-pub const MAX_FILES: usize = 2048;
-/// Most processes one [`Processes`] names.
-pub const MAX_PROCESSES: usize = 8192;
 /// Bytes of the length before a message.
 const LENGTH_BYTES: usize = 4;
 
@@ -238,98 +240,6 @@ pub enum Request {
     GiveSeal(govern::GiveSeal),
 }
 
-/// Move this process, or say whether it would.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Migrate {
-    /// Its number.
-    #[prost(uint32, tag = "1")]
-    pub pid: u32,
-    /// Node it should go to; 0 in a question that names none.
-    #[prost(uint32, tag = "2")]
-    pub to: u32,
-    /// User who asks.
-    #[prost(uint32, tag = "3")]
-    pub uid: u32,
-    /// How often this request may be passed on.
-    #[prost(uint32, tag = "4")]
-    pub hops: u32,
-    /// Answer only when its memory is complete there.
-    #[prost(bool, tag = "5")]
-    pub wait: bool,
-    /// That user may move the processes of all.
-    #[prost(bool, tag = "6")]
-    pub is_admin: bool,
-}
-
-/// A process is about to arrive.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Prepare {
-    /// Names the migration.
-    #[prost(uint64, tag = "1")]
-    pub token: u64,
-    /// Its number.
-    #[prost(uint32, tag = "2")]
-    pub pid: u32,
-    /// Node it was created on.
-    #[prost(uint32, tag = "3")]
-    pub home: u32,
-    /// Its name.
-    #[prost(string, tag = "4")]
-    pub comm: String,
-    /// Files it has mapped.
-    #[prost(message, repeated, tag = "5")]
-    pub files: Vec<File>,
-    /// Directories it needs.
-    #[prost(bytes = "vec", repeated, tag = "6")]
-    pub dirs: Vec<Vec<u8>>,
-    /// What its monotonic clock shows, in ns.
-    #[prost(int64, tag = "7")]
-    pub monotonic_ns: i64,
-    /// What its boot-time clock shows, in ns.
-    #[prost(int64, tag = "8")]
-    pub boottime_ns: i64,
-    /// Its user ids.
-    #[prost(uint32, repeated, tag = "9")]
-    pub uids: Vec<u32>,
-}
-
-/// Would you host a process?
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Host {
-    /// Node it was created on.
-    #[prost(uint32, tag = "1")]
-    pub home: u32,
-    /// Its user ids.
-    #[prost(uint32, repeated, tag = "2")]
-    pub uids: Vec<u32>,
-}
-
-/// A file by name and content.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct File {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// SHA-256 of its content.
-    #[prost(bytes = "vec", tag = "2")]
-    pub sha256: Vec<u8>,
-    /// Its length in bytes.
-    #[prost(uint64, tag = "3")]
-    pub size: u64,
-}
-
-/// Forget this migration.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Cancel {
-    /// Its token.
-    #[prost(uint64, tag = "1")]
-    pub token: u64,
-}
-
-/// List the processes that run on you or were created on you.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct List {}
-
 /// Say what you think of the others, and how late it is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Look {}
@@ -441,225 +351,6 @@ pub struct SeenNode {
 /// Done, with nothing to say.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Done {}
-
-/// A migration has entered this phase.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Progress {
-    /// Name of the phase, see [`the phases of a migration`].
-    #[prost(string, tag = "1")]
-    pub phase: String,
-}
-
-/// What a migration took.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Migrated {
-    /// Its number.
-    #[prost(uint32, tag = "1")]
-    pub pid: u32,
-    /// Node it left.
-    #[prost(uint32, tag = "2")]
-    pub from: u32,
-    /// Node it runs on.
-    #[prost(uint32, tag = "3")]
-    pub to: u32,
-    /// Until its mapped files were read.
-    #[prost(uint64, tag = "4")]
-    pub digest_us: u64,
-    /// Until the target was ready to receive.
-    #[prost(uint64, tag = "5")]
-    pub prepare_us: u64,
-    /// The module's report; the fields of [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "6")]
-    pub frozen_us: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "7")]
-    pub sent_us: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "8")]
-    pub ready_us: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "9")]
-    pub committed_us: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "10")]
-    pub filled_us: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "11")]
-    pub image_bytes: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "12")]
-    pub fetched_bytes: u64,
-    /// See [`ssi::uapi::Report`].
-    #[prost(uint64, tag = "13")]
-    pub pushed_bytes: u64,
-}
-
-/// Ready to receive.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Prepared {
-    /// One for each file of the request: whether the content is the same here.
-    #[prost(bool, repeated, tag = "1")]
-    pub equal: Vec<bool>,
-}
-
-/// Processes of one node.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Processes {
-    /// Each.
-    #[prost(message, repeated, tag = "1")]
-    pub processes: Vec<Process>,
-}
-
-/// A process of the cluster.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Process {
-    /// Its number.
-    #[prost(uint32, tag = "1")]
-    pub pid: u32,
-    /// Node that runs it.
-    #[prost(uint32, tag = "2")]
-    pub node: u32,
-    /// Node it was created on.
-    #[prost(uint32, tag = "3")]
-    pub home: u32,
-    /// Where it stands.
-    #[prost(enumeration = "Place", tag = "4")]
-    pub place: i32,
-    /// Operations carried out at home.
-    #[prost(uint64, tag = "5")]
-    pub forwarded: u64,
-    /// Threads.
-    #[prost(uint32, tag = "6")]
-    pub threads: u32,
-    /// Pages not here yet.
-    #[prost(uint64, tag = "7")]
-    pub missing_pages: u64,
-    /// Its name.
-    #[prost(string, tag = "8")]
-    pub comm: String,
-}
-
-/// Where a process stands, seen from the node that says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
-#[repr(i32)]
-pub enum Place {
-    /// Nothing: the field was missing.
-    Unknown = 0,
-    /// Created here and running here.
-    Home = 1,
-    /// Created here and running elsewhere.
-    Away = 2,
-    /// Created elsewhere and running here.
-    Guest = 3,
-    /// On its way.
-    Moving = 4,
-}
-
-/// It would move.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Movable {
-    /// Node that runs it.
-    #[prost(uint32, tag = "1")]
-    pub node: u32,
-}
-
-/// It did not happen.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Failed {
-    /// What kind of failure.
-    #[prost(enumeration = "FailedKind", tag = "1")]
-    pub kind: i32,
-    /// A [`Reason`], when refused.
-    #[prost(uint32, tag = "2")]
-    pub reason: u32,
-    /// What the reason is about.
-    #[prost(uint64, tag = "3")]
-    pub detail: u64,
-    /// What the reason or the failure is about.
-    #[prost(string, tag = "4")]
-    pub text: String,
-    /// The process.
-    #[prost(uint32, tag = "5")]
-    pub pid: u32,
-    /// The stable word, when declined.
-    #[prost(string, tag = "6")]
-    pub code: String,
-}
-
-/// The kinds of [`Failure`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
-#[repr(i32)]
-pub enum FailedKind {
-    /// [`Failure::Unavailable`].
-    Unavailable = 0,
-    /// [`Failure::Refused`].
-    Refused = 1,
-    /// [`Failure::NoProcess`].
-    NoProcess = 2,
-    /// [`Failure::NoNode`].
-    NoNode = 3,
-    /// [`Failure::NotPermitted`].
-    NotPermitted = 4,
-    /// [`Failure::Declined`].
-    Declined = 5,
-}
-
-impl From<&Failure> for Failed {
-    fn from(f: &Failure) -> Self {
-        let mut m = Failed::default();
-        let kind = match f {
-            Failure::Refused(r) => {
-                m.reason = r.reason as u32;
-                m.detail = r.detail;
-                m.text.clone_from(&r.text);
-                FailedKind::Refused
-            }
-            Failure::NoProcess(pid) => {
-                m.pid = *pid;
-                FailedKind::NoProcess
-            }
-            Failure::NoNode(name) => {
-                m.text.clone_from(name);
-                FailedKind::NoNode
-            }
-            Failure::NotPermitted(pid) => {
-                m.pid = *pid;
-                FailedKind::NotPermitted
-            }
-            Failure::NotAdministrator => FailedKind::NotPermitted,
-            Failure::Declined { code, text } => {
-                m.code.clone_from(code);
-                m.text.clone_from(text);
-                FailedKind::Declined
-            }
-            Failure::Unavailable(text) => {
-                m.text.clone_from(text);
-                FailedKind::Unavailable
-            }
-        };
-        m.set_kind(kind);
-        m
-    }
-}
-
-impl From<Failed> for Failure {
-    fn from(m: Failed) -> Self {
-        match m.kind() {
-            FailedKind::Declined => Failure::declined(&m.code, m.text),
-            FailedKind::Refused => {
-                let reason = Reason::from_u32(m.reason).unwrap_or(Reason::TargetRefused);
-                Failure::Refused(Refusal {
-                    detail: m.detail,
-                    ..Refusal::new(reason, m.text)
-                })
-            }
-            FailedKind::NoProcess => Failure::NoProcess(m.pid),
-            FailedKind::NoNode => Failure::NoNode(bounded(m.text)),
-            FailedKind::NotPermitted => Failure::NotPermitted(m.pid),
-            FailedKind::Unavailable => Failure::Unavailable(bounded(m.text)),
-        }
-    }
-}
 
 impl From<Request> for Envelope {
     /// The call number is given when it is sent.
@@ -774,34 +465,6 @@ mod tests {
     }
 
     #[test]
-    fn failures_survive_the_way() {
-        for f in [
-            Failure::Refused(Refusal {
-                detail: 5,
-                ..Refusal::new(Reason::FileKind, "socket")
-            }),
-            Failure::NoProcess(7),
-            Failure::NoNode("n9".to_owned()),
-            Failure::NotPermitted(8),
-            Failure::Unavailable("n2 does not answer".to_owned()),
-        ] {
-            assert_eq!(Failure::from(Failed::from(&f)), f);
-        }
-    }
-
-    #[test]
-    fn what_others_say_of_a_failure_is_bounded() {
-        for kind in 0..6 {
-            let failed = Failed {
-                kind,
-                text: "x".repeat(MAX_MESSAGE_BYTES / 2),
-                ..Failed::default()
-            };
-            assert!(Failure::from(failed).to_string().len() < 2048, "{kind}");
-        }
-    }
-
-    #[test]
     fn too_long_is_refused_before_it_arrives() {
         let mut arrived = vec![0xff, 0, 0, 0];
         assert!(matches!(
@@ -816,7 +479,7 @@ mod tests {
             let mut arrived = bytes.clone();
             while let Ok(Some(m)) = decode::<Envelope>(&mut arrived) {
                 if let Some(Body::Reply(Reply { answer: Some(Answer::Failed(f)), .. })) = m.body {
-                    let _ = Failure::from(f);
+                    let _ = crate::failure::Failure::from(f);
                 }
             }
         }

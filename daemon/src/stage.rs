@@ -128,7 +128,7 @@ impl Stage {
     pub fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
         let formed = self.formed.read().unwrap_or_else(PoisonError::into_inner);
         let cluster = formed.as_ref().map(|f| Arc::clone(&f.cluster));
-        cluster.ok_or_else(|| Failure::declined("no-cluster", "this machine is in no cluster"))
+        cluster.ok_or_else(no_cluster)
     }
 
     /// What runs with this configuration.
@@ -344,8 +344,7 @@ impl Stage {
         let council = Arc::clone(self.cluster()?.council()?);
         council.may_go_on_without(lost).await?;
         let kept = self.store.load().map_err(|e| failed(&e))?;
-        let none = || Failure::declined("no-cluster", "this machine is in no cluster");
-        let (seat, credentials) = kept.ok_or_else(none)?;
+        let (seat, credentials) = kept.ok_or_else(no_cluster)?;
         drop(council);
         self.close().await;
         let (store, own, without) = (self.store.clone(), seat.clone(), lost.clone());
@@ -419,6 +418,11 @@ impl Stage {
         address(text, self.config.port)
             .ok_or_else(|| Failure::declined("bad-request", format!("{text:?} is no IP address")))
     }
+}
+
+/// There is nothing to do it with.
+fn no_cluster() -> Failure {
+    Failure::declined("no-cluster", "this machine is in no cluster")
 }
 
 fn council_failed(e: council::Error) -> Failure {

@@ -18,6 +18,7 @@ use crate::place::{Doing, prove_runs, prove_runs_among, task};
 use crate::proc::{End, Io, PASSED, Proc, Start};
 use crate::ssictl::{migrate, try_migrate};
 use crate::suite::Test;
+use crate::tool::spin;
 
 /// A node is declared dead when it did not show for 10 s that it lives; a slow machine may take a while longer to say so.
 const DEAD_WITHIN: Duration = Duration::from_secs(25);
@@ -60,12 +61,6 @@ pub fn tests() -> Vec<Test> {
         }));
     }
     tests
-}
-
-fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
-    let proc = Proc::start(cluster, &Start::guest("spin"))?;
-    proc.ready()?;
-    Ok(proc)
 }
 
 /// Boots a node again and waits until all see each other.

@@ -15,10 +15,10 @@ use crate::members::{
 };
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs, prove_runs_among, task};
-use crate::proc::{End, Proc, Start};
+use crate::proc::End;
 use crate::ssictl::{must_refuse, try_migrate};
 use crate::suite::{Leg, Test};
-use crate::tool::spin;
+use crate::tool::{spin, spin_at};
 
 /// A node that stands still is declared dead within this: the time set for that, and what a busy host adds.
 const DECLARED_IN: Duration = Duration::from_secs(20);
@@ -320,15 +320,10 @@ fn minority(cluster: &Cluster) -> Result<()> {
     let [home, host] = many[..] else {
         bail!("not two nodes are left: {all:?}")
     };
-    let start = |home: Node| -> Result<Proc<'_>> {
-        let proc = Proc::start(cluster, &Start::guest("spin").home(home))?;
-        proc.ready()?;
-        Ok(proc)
-    };
-    let mut hosted = start(leader)?;
+    let mut hosted = spin_at(cluster, leader)?;
     hop(&hosted, "spin", Doing::Computing, learner.machine)?;
-    let mut local = start(leader)?;
-    let mut going = start(home)?;
+    let mut local = spin_at(cluster, leader)?;
+    let mut going = spin_at(cluster, home)?;
     hop(&going, "spin", Doing::Computing, host)?;
 
     let wires = few.map(|a| [(a, home), (a, host)]).concat();
@@ -535,12 +530,7 @@ fn recover(cluster: &Cluster) -> Result<()> {
 
     ok(cluster.ssictl(on, &["kv", "put", "color", "blue"])?)?;
     ok(cluster.ssictl(on, &["kv", "get", "color"])?)?;
-    let start = || -> Result<Proc<'_>> {
-        let proc = Proc::start(cluster, &Start::guest("spin").home(on))?;
-        proc.ready()?;
-        Ok(proc)
-    };
-    let (mut local, mut away) = (start()?, start()?);
+    let (mut local, mut away) = (spin_at(cluster, on)?, spin_at(cluster, on)?);
     hop(&away, "spin", Doing::Computing, leader.machine)?;
     for member in lost {
         cluster.kill(member.machine)?;

@@ -36,7 +36,12 @@ pub fn tests() -> Vec<Test> {
 
 /// A program that computes until told, ready.
 pub(crate) fn spin(cluster: &Cluster) -> Result<Proc<'_>> {
-    let proc = Proc::start(cluster, &Start::guest("spin"))?;
+    spin_at(cluster, N1)
+}
+
+/// The same at another home.
+pub(crate) fn spin_at(cluster: &Cluster, home: Node) -> Result<Proc<'_>> {
+    let proc = Proc::start(cluster, &Start::guest("spin").home(home))?;
     proc.ready()?;
     Ok(proc)
 }

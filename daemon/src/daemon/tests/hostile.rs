@@ -15,7 +15,7 @@ use crate::msg::{Body, Envelope, Hint, Preface, Purpose, Request};
 /// Three nodes that are linked, and the second is about to lie.
 fn three() -> (Machines, [Running; 3]) {
     THERE_ARE_LIARS.set(true);
-    three_that_vote()
+    formed()
 }
 
 fn is_quarantined(at: &Running, node: u16) -> bool {

@@ -8,7 +8,7 @@ use crate::msg::govern::GiveSeal;
 
 #[test]
 fn a_voter_that_lost_its_seal_gets_it_again() {
-    let (machines, [one, two, three]) = three_that_vote();
+    let (machines, [one, two, three]) = formed();
     let seal = Store::open(&machines.config(3).state).unwrap().seal();
     wait_for("it has a seal", || seal.exists());
     let before = std::fs::read(&seal).unwrap();

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Machines come and go.
+
+use super::*;
+
+#[test]
+fn a_machine_joins_and_leaves_while_everything_runs() {
+    let machines = Machines::new(2);
+    let (one, two) = (machines.start(1), machines.start(2));
+    let call = |of: &Running, method| of.call::<serde_json::Value>(method, json!({}));
+    assert_eq!(reason(call(&one, "Nodes")), "no-cluster");
+    let invitation = machines.found(&one, 1);
+    assert_eq!(reason(call(&one, "Init")), "already-in-a-cluster");
+    let nodes = || -> usize {
+        let reply: NodesReply = one.call("Nodes", json!({})).unwrap();
+        reply.nodes.len()
+    };
+    assert_eq!(nodes(), 1);
+    for (round, node) in [(1, 2), (2, 3)] {
+        assert_eq!(machines.join(&two, 2, &invitation), node);
+        wait_for("the node that came is up", || {
+            one.state(node) == "up" && two.state(1) == "up"
+        });
+        let _: serde_json::Value = two.call("Leave", json!({})).unwrap();
+        assert_eq!(reason(call(&two, "Nodes")), "no-cluster");
+        wait_for("the node that left is gone", || nodes() == 1);
+        wait_for("the module was told", || {
+            *one.notes.deaths.lock().unwrap() == round
+        });
+    }
+    let records = one.records();
+    for part in [
+        "\"action\":\"Init\"",
+        "\"event\":\"join\"",
+        "\"outcome\":\"n3\"",
+    ] {
+        assert!(records.contains(part), "{part} in {records}");
+    }
+}
+
+#[test]
+fn who_joins_hears_the_past_of_one_who_was_not_in_it() {
+    let machines = Machines::new(3);
+    let [one, two, three] = [1, 2, 3].map(|n| machines.start(n));
+    let invitation = machines.found(&one, 1);
+    // More than one message has.
+    for i in 0..carrier::MAX_ENTRIES {
+        let value = json!({ "name": format!("v{i}"), "value": "eA==" });
+        let _: serde_json::Value = one.call("SetValue", value).unwrap();
+    }
+    assert_eq!(machines.join(&two, 2, &invitation), 2);
+    wait_for("the second knows all", || {
+        two.council().state() == one.council().state()
+    });
+    let _: serde_json::Value = one.call("Leave", json!({})).unwrap();
+    wait_for("the second leads", || {
+        two.council().status().leader == Some(id(2)) && two.council().state().nodes.len() == 1
+    });
+    let line: InvitationReply = two.call("CreateToken", json!({ "ttl_s": 60 })).unwrap();
+    assert_eq!(machines.join(&three, 3, &line), 3);
+    wait_for("the third knows all", || {
+        three.council().state() == two.council().state() && three.state(2) == "up"
+    });
+}
+
+#[test]
+fn who_shows_no_good_token_stays_out() {
+    let machines = Machines::new(2);
+    let (one, two) = (machines.start(1), machines.start(2));
+    let good = machines.found(&one, 1);
+    let refused = |by: &InvitationReply| {
+        let parameters = json!({ "door": by.addr, "token": by.token, "ca_hash": by.ca_hash });
+        match two.call::<JoinReply>("Join", parameters).unwrap_err() {
+            varlink::Error::Reply { parameters, .. } => parameters["reason"].to_string(),
+            e => panic!("{e}"),
+        }
+    };
+    let with = |token: &str, ca_hash: &str| InvitationReply {
+        token: token.to_owned(),
+        ca_hash: ca_hash.to_owned(),
+        ..good.clone()
+    };
+    let other = format!("sha256:{}", "0".repeat(64));
+    assert_eq!(refused(&with(&good.token, &other)), "\"other-cluster\"");
+    assert_eq!(refused(&with("nonsense", &good.ca_hash)), "\"bad-request\"");
+    let (id, secret) = good.token.split_once('.').unwrap();
+    let guessed = format!("{id}.{}", "a".repeat(secret.len()));
+    assert_eq!(refused(&with(&guessed, &good.ca_hash)), "\"token-unknown\"");
+    let _: serde_json::Value = one.call("DropToken", json!({ "id": id })).unwrap();
+    assert_eq!(refused(&good), "\"token-used-up\"");
+    assert_eq!(one.council().state().nodes.len(), 1);
+    assert!(one.records().contains("no such token"));
+    assert!(!one.records().contains(secret));
+}
+
+#[test]
+fn nodes_that_differ_do_not_speak_with_each_other() {
+    let pair = Pair::new();
+    let mut old = facts::read().unwrap();
+    old.kernel = "6.1.0 #1".to_owned();
+    old.features.insert("avx1024".to_owned());
+    let (one, two) = (pair.start(1), pair.start_as(2, old));
+    for (running, lacking) in [
+        (&one, "processor here lacks avx1024"),
+        (&two, "processor there lacks avx1024"),
+    ] {
+        wait_for("it is said what differs", || {
+            let all = running.records();
+            all.contains("connection-refused") && all.contains("6.1.0 #1") && all.contains(lacking)
+        });
+    }
+    assert_ne!(one.state(2), "up");
+    assert_ne!(two.state(1), "up");
+    assert_eq!(one.links(Class::Control), 0);
+    drop(two);
+    let two = pair.start(2);
+    wait_for("equal nodes link", || {
+        one.state(2) == "up" && two.state(1) == "up"
+    });
+}
