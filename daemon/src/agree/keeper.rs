@@ -29,6 +29,10 @@ const RENEW: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(10);
 /// What is to be done is looked for so often at least.
 const LOOK: Duration = Duration::from_secs(1);
+/// What was refused is not asked for again before.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Whether a lock is kept is known after so long, or never.
+const ASKED: Duration = Duration::from_secs(60);
 /// Most times in a row that a lock is not kept.
 const MAX_SKIPS: u32 = 64;
 /// Habits of so many locks are known.
@@ -77,12 +81,15 @@ struct Kept {
     token: u64,
     end: u64,
     holder: Option<Holder>,
-    /// The state is being asked to change who has it, and whether that is for another node.
+    /// The state is being asked to change who has it, or nobody knows what came of that; and whether that is for
+    /// another node.
     moving: bool,
     elsewhere: bool,
     /// When it was used last, and whether it was since it is kept.
     used: Instant,
     reused: bool,
+    /// Nothing is asked before.
+    not_before: Instant,
 }
 
 /// How often a lock was kept for nothing.
@@ -102,6 +109,10 @@ struct Inner {
     renewed: Instant,
     serial: u64,
     kept: BTreeMap<String, Kept>,
+    /// What the state was asked to have this node keep, and when.
+    asked: BTreeMap<String, Instant>,
+    /// What the node's session has and this node knows nothing of, and since when.
+    strange: BTreeMap<String, Instant>,
     /// What became of those that were lent and are not kept any more: whether they were revealed.
     moved: BTreeMap<(Unique, String), bool>,
     habits: BTreeMap<String, Habit>,
@@ -161,10 +172,12 @@ impl Inner {
     }
 
     /// What was begun is done, or has to be done again.
-    fn note_done(&mut self, name: &str, task: &Task, is_done: bool) {
-        if !is_done {
+    fn note_done(&mut self, name: &str, task: &Task, done: &Result<Outcome, Error>) {
+        if let Err(e) = done {
             if let Some(kept) = self.kept.get_mut(name) {
-                kept.moving = false;
+                // If it comes about yet, the lock must not be lent by then.
+                kept.moving = matches!(e, Error::Agree(super::Error::Unknown));
+                kept.not_before = Instant::now() + if kept.moving { LOOK } else { AGAIN };
             }
             return;
         }
@@ -179,6 +192,26 @@ impl Inner {
         }
     }
 
+    fn next_request(&mut self) -> (Unique, u64) {
+        self.serial += 1;
+        (self.id, self.serial)
+    }
+
+    /// What the node's session has by `state` and this node has not known of for a while: the answer was lost that
+    /// it is to keep it.
+    fn lost_of(&mut self, state: &State) -> Vec<String> {
+        let now = Instant::now();
+        let session = state.locks.session(self.id);
+        let held = session.iter().flat_map(|s| &s.held);
+        let is_asked = |name: &String| self.asked.get(name).is_some_and(|at| now - *at < ASKED);
+        let strange = held.filter(|name| !self.kept.contains_key(*name) && !is_asked(name));
+        let before = std::mem::take(&mut self.strange);
+        let since = |name: &String| before.get(name).copied().unwrap_or(now);
+        self.strange = strange.map(|name| (name.clone(), since(name))).collect();
+        let lost = self.strange.iter().filter(|(_, at)| now - **at >= AGAIN);
+        lost.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Something to do, which is begun.
     fn next_task(&mut self, own: NodeId, state: &State) -> Option<(String, Task)> {
         let now = Instant::now();
@@ -187,13 +220,16 @@ impl Inner {
             session.is_some_and(|s| s.opening.owner.node != own)
         };
         for (name, kept) in &mut self.kept {
+            if kept.not_before > now {
+                continue;
+            }
             let lock = state.locks.locks().get(name);
             let queue = lock.map_or(&[][..], |lock| &lock.queue[..]);
             let wanted = !queue.is_empty();
             let holder = kept.holder.filter(|h| h.until > now);
             let task = match holder {
-                Some(holder) if wanted => Task::Reveal(holder, kept.token - 1),
-                None if wanted || now - kept.used >= IDLE => Task::Release,
+                Some(holder) if wanted || kept.moving => Task::Reveal(holder, kept.token - 1),
+                None if wanted || kept.moving || now - kept.used >= IDLE => Task::Release,
                 _ => continue,
             };
             kept.moving = true;
@@ -217,6 +253,8 @@ impl Keeper {
                 renewed: Instant::now(),
                 serial: 0,
                 kept: BTreeMap::new(),
+                asked: BTreeMap::new(),
+                strange: BTreeMap::new(),
                 moved: BTreeMap::new(),
                 habits: BTreeMap::new(),
             }),
@@ -323,7 +361,13 @@ impl Keeper {
         if inner.kept.len() >= MAX_HELD || inner.kept.contains_key(name) {
             return None;
         }
-        inner.begun.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        inner.asked.retain(|_, at| now - *at < ASKED);
+        if inner.asked.contains_key(name) {
+            return None;
+        }
+        inner.asked.insert(name.to_owned(), now);
+        inner.begun.get_or_insert(now);
         let opening = Opening {
             owner: Owner { uid: 0, ..owner },
             parent: None,
@@ -333,9 +377,11 @@ impl Keeper {
         Some((inner.id, opening))
     }
 
-    /// The state has the session `id` keep a lock, with numbers from `token` on.
-    pub(super) fn keep(&self, name: &str, id: Unique, token: u64) {
+    /// The state has the session `id` keep a lock, with numbers from `token` on; or it does not, as far as is known.
+    pub(super) fn settle(&self, name: &str, id: Unique, token: Option<u64>) {
         let mut inner = self.inner();
+        inner.asked.remove(name);
+        let Some(token) = token else { return };
         let begun = inner.begun.filter(|_| inner.id == id);
         // One that has ended meanwhile has nothing to keep.
         let Some(begun) = begun else { return };
@@ -350,6 +396,7 @@ impl Keeper {
             elsewhere: false,
             used: Instant::now(),
             reused: false,
+            not_before: Instant::now(),
         };
         inner.kept.insert(name.to_owned(), kept);
     }
@@ -389,10 +436,23 @@ impl Keeper {
         if is_over {
             return self.close().await;
         }
+        let mut refused = None;
         loop {
             let task = self.inner().next_task(self.agreement.0.own, state);
             let Some((name, task)) = task else { break };
-            self.make(&name, task).await?;
+            match self.make(&name, task).await {
+                // The others can be seen to all the same.
+                Err(Error::Refused(why)) => refused = Some(why),
+                done => done?,
+            }
+        }
+        let lost = self.inner().lost_of(state);
+        for name in lost {
+            match self.release(name).await {
+                // What is known here is old, or its renewal finds that the session has ended.
+                Err(Error::Refused(_)) => {}
+                done => done?,
+            }
         }
         if self.inner().kept.is_empty() {
             return self.close().await;
@@ -400,16 +460,23 @@ impl Keeper {
         if renewed.elapsed() >= RENEW {
             self.renew().await?;
         }
-        Ok(())
+        refused.map_or(Ok(()), |why| Err(why.into()))
+    }
+
+    /// Has the state take back what it has this node keep, which does not know it.
+    async fn release(&self, name: String) -> Result<(), Error> {
+        let (session, serial) = self.inner().next_request();
+        let command = Command::Release {
+            session,
+            serial,
+            name,
+        };
+        ask(&self.agreement, command).await.map(drop)
     }
 
     /// Has the state change who has a lock.
     async fn make(&self, name: &str, task: Task) -> Result<(), Error> {
-        let (id, serial) = {
-            let mut inner = self.inner();
-            inner.serial += 1;
-            (inner.id, inner.serial)
-        };
+        let (id, serial) = self.inner().next_request();
         let command = match task {
             Task::Release => Command::Release {
                 session: id,
@@ -426,7 +493,7 @@ impl Keeper {
             },
         };
         let done = ask(&self.agreement, command).await;
-        self.inner().note_done(name, &task, done.is_ok());
+        self.inner().note_done(name, &task, &done);
         self.settled.notify_waiters();
         match done {
             Err(Error::Refused(Refusal::SessionEnded | Refusal::NotHeld)) => self.close().await,

@@ -172,6 +172,13 @@ impl Session {
         if self.lent.contains(name) {
             return Err(lock::Refusal::AlreadyHeld.into());
         }
+        // Of what this node lends the state does not know.
+        if self.held.len() + self.lent.len() >= lock::MAX_HELD {
+            return Err(lock::Refusal::TooManyLocks.into());
+        }
+        if !lock::is_good_ttl(self.opening.ttl_ms) {
+            return Err(lock::Refusal::TtlInvalid.into());
+        }
         if mode == Mode::Write
             && let Some(token) = self.borrow(name, asked)
         {
@@ -295,10 +302,13 @@ impl Session {
             keeper: id,
             opening,
         };
-        if let lock::Outcome::Kept { token } = self.ask(keep).await? {
-            keeper.keep(name, id, token);
-        }
-        Ok(())
+        let done = self.ask(keep).await;
+        let token = match done {
+            Ok(lock::Outcome::Kept { token }) => Some(token),
+            _ => None,
+        };
+        keeper.settle(name, id, token);
+        done.map(drop)
     }
 
     /// Gives back a lock that was lent, if it was. One that was revealed is the state's from then on.

@@ -46,6 +46,8 @@ pub const MAX_HELD: usize = 64;
 pub const MAX_WAITERS: usize = 128;
 /// Most grants and requests of all locks together.
 pub const MAX_ENTRIES: usize = 4096;
+/// Of those so many are of one user at most who is not root.
+pub const MAX_ENTRIES_OF_USER: usize = 1024;
 /// So many sessions that ended are remembered, lest a request that comes late opens one again.
 const MAX_ENDED: usize = 1024;
 /// Shortest time a session is good for.
@@ -162,6 +164,11 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     Err(Refusal::NameInvalid)
 }
 
+/// Whether a session may be good for so long.
+pub fn is_good_ttl(ttl_ms: u64) -> bool {
+    (MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms)
+}
+
 impl Locks {
     /// Does what `command` says.
     pub fn apply(&mut self, command: &Command) -> Outcome {
@@ -265,7 +272,7 @@ impl Locks {
 
     fn open(&mut self, session: Unique, opening: Opening) -> Result<(), Refusal> {
         let Opening { owner, ttl_ms, .. } = opening;
-        if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
+        if !is_good_ttl(ttl_ms) {
             return Err(Refusal::TtlInvalid);
         }
         let of_user = self.sessions.values();
@@ -354,8 +361,11 @@ impl Locks {
         if open.held.len() >= MAX_HELD {
             return Err(Refusal::TooManyLocks);
         }
+        let uid = open.opening.owner.uid;
         let entries = self.locks.values().map(|l| l.holds.len() + l.queue.len());
-        if entries.sum::<usize>() >= MAX_ENTRIES {
+        if entries.sum::<usize>() >= MAX_ENTRIES
+            || (uid != 0 && self.entries_of(uid) >= MAX_ENTRIES_OF_USER)
+        {
             return Err(Refusal::TooManyLocks);
         }
         let lock = self.locks.get(name);
@@ -387,6 +397,14 @@ impl Locks {
             Some(token) => Outcome::Granted { token },
             None => Outcome::Waiting,
         })
+    }
+
+    /// Grants and requests of a user.
+    fn entries_of(&self, uid: u32) -> usize {
+        let all = self.sessions.values();
+        let its = all.filter(|s| s.opening.owner.uid == uid);
+        its.map(|s| s.held.len() + usize::from(s.waits.is_some()))
+            .sum()
     }
 
     /// Gives up a lock, or waiting for it.

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use super::{Connection, Nothing, Outcome, answer, invalid};
+use crate::agree::lease::{self, Session};
 use crate::api::lock::{
     AcquireParameters, AcquireReply, Lock, LocksReply, Party, ReleaseParameters,
 };
@@ -67,11 +68,18 @@ impl Connection {
         let wait = p.wait_ms.map(|ms| Duration::from_millis(ms).min(MAX_WAIT));
         let stream = &self.stream;
         let wanted = || !is_closed(stream);
-        let token = session.acquire(&p.name, p.mode, wait, wanted).await?;
+        let got = session.acquire(&p.name, p.mode, wait, wanted).await;
+        let (session, ttl) = (session.id().to_string(), session.ttl());
+        if let Err(lease::Error::Agree(_)) = got
+            && let Some(session) = self.session.take()
+        {
+            // It may have the lock, by a number that nobody knows.
+            tokio::spawn(end(session));
+        }
         Ok(AcquireReply {
-            token,
-            session: session.id().to_string(),
-            ttl_ms: u64::try_from(session.ttl().as_millis()).unwrap_or(u64::MAX),
+            token: got?,
+            session,
+            ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
         })
     }
 
@@ -126,11 +134,15 @@ impl Connection {
 
     /// The connection is over, and so is its session.
     pub(super) async fn end_session(&mut self) {
-        if let Some(session) = self.session.take()
-            && let Err(e) = session.close().await
-        {
-            tracing::info!("locks of a connection that ended stay until their lease ends: {e}");
+        if let Some(session) = self.session.take() {
+            end(session).await;
         }
+    }
+}
+
+async fn end(session: Session) {
+    if let Err(e) = session.close().await {
+        tracing::info!("locks of a connection that ended stay until their lease ends: {e}");
     }
 }
 

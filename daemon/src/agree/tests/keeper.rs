@@ -5,7 +5,7 @@
 use super::*;
 use crate::agree::keeper::Keeper;
 use crate::agree::lease::{self, Session};
-use crate::core::lock::{Mode, Owner, Refusal};
+use crate::core::lock::{self, MAX_HELD, Mode, Owner, Refusal};
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -21,12 +21,19 @@ fn unique() -> Option<Unique> {
 }
 
 impl Desk {
-    fn session(&self) -> Session {
-        let owner = Owner {
+    fn owner(&self) -> Owner {
+        Owner {
             uid: 7,
             ..linear::owner(self.node.0.own)
-        };
-        let session = Session::new(&self.node, unique().unwrap(), owner, None, TTL);
+        }
+    }
+
+    fn session(&self) -> Session {
+        self.session_for(TTL)
+    }
+
+    fn session_for(&self, ttl: Duration) -> Session {
+        let session = Session::new(&self.node, unique().unwrap(), self.owner(), None, ttl);
         session.kept_by(Arc::clone(&self.keeper))
     }
 
@@ -205,4 +212,67 @@ async fn what_others_always_want_is_not_kept_each_time() {
         }
     }
     assert!((1..=12).contains(&kept), "kept {kept} times of 40");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lent_is_lent_by_the_rules_of_all_locks() {
+    let (_cluster, desks) = desks(28).await;
+    let desk = &desks[1];
+    let mut first = desk.session();
+    take(&mut first, None).await.unwrap();
+    first.close().await.unwrap();
+    let mut short = desk.session_for(Duration::from_millis(999));
+    let refused = take(&mut short, None).await;
+    assert!(
+        matches!(refused, Err(lease::Error::Refused(Refusal::TtlInvalid))),
+        "{refused:?}"
+    );
+    let mut many = desk.session();
+    for i in 0..MAX_HELD {
+        let name = format!("n{i}");
+        many.acquire(&name, Mode::Write, None, || true)
+            .await
+            .unwrap();
+    }
+    let refused = take(&mut many, None).await;
+    assert!(
+        matches!(refused, Err(lease::Error::Refused(Refusal::TooManyLocks))),
+        "{refused:?}"
+    );
+    take(&mut desk.session(), None).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_does_not_know_that_it_keeps_is_given_up() {
+    let (_cluster, desks) = desks(29).await;
+    let desk = &desks[1];
+    // Its session goes on, as another lock is in use.
+    let mut used = desk.session();
+    take(&mut used, None).await.unwrap();
+    used.close().await.unwrap();
+    let mut used = desk.session();
+    take(&mut used, None).await.unwrap();
+    let mut lost = desk.session();
+    lost.acquire("b", Mode::Write, None, || true).await.unwrap();
+    // As if the answer had been lost.
+    let (keeper, opening) = desk.keeper.wants("b", desk.owner()).unwrap();
+    let keep = lock::Command::Keep {
+        session: lost.id(),
+        serial: 99,
+        name: "b".to_owned(),
+        keeper,
+        opening,
+    };
+    let kept = desk.node.propose(Command::Lock(keep)).await.unwrap();
+    assert!(
+        matches!(kept, Outcome::Lock(lock::Outcome::Kept { .. })),
+        "{kept:?}"
+    );
+    desk.keeper.settle("b", keeper, None);
+    let mut other = desks[2].session();
+    let wait = Some(Duration::from_secs(8));
+    let got = other.acquire("b", Mode::Write, wait, || true).await;
+    assert!(got.is_ok(), "{got:?}");
+    used.renew().await.unwrap();
+    assert!(desk.keeper.holder("a").is_some());
 }

@@ -411,7 +411,7 @@ fn all_is_bounded() {
     short.ttl_ms = MIN_TTL_MS - 1;
     let invalid = refused(Refusal::TtlInvalid);
     assert_eq!(b.open_with(1, short, "a", true), invalid);
-    for (i, uid) in (0..MAX_SESSIONS).zip((0..4).cycle()) {
+    for (i, uid) in (0..MAX_SESSIONS).zip((0..8).cycle()) {
         b.open(i as u128, Owner { uid, ..owner(1) }).unwrap();
     }
     let crowd = Err(Refusal::TooManySessions);
@@ -438,6 +438,29 @@ fn all_is_bounded() {
     assert!(json.len() < 3 << 20, "{}", json.len());
     let back: Locks = serde_json::from_slice(&json).unwrap();
     assert_eq!(back, b.locks);
+}
+
+#[test]
+fn one_user_leaves_locks_to_others() {
+    let mut b = Bench::default();
+    let sessions = MAX_ENTRIES_OF_USER / MAX_HELD;
+    for i in 0..=sessions {
+        b.open(i as u128, owner(1)).unwrap();
+    }
+    for i in 0..MAX_ENTRIES_OF_USER {
+        let granted = b.write((i / MAX_HELD) as u128, &format!("l{i}"));
+        assert!(matches!(granted, Outcome::Granted { .. }), "{i}");
+    }
+    let full = refused(Refusal::TooManyLocks);
+    assert_eq!(b.write(sessions as u128, "more"), full);
+    for (session, uid) in [(9998, 1), (9999, 0)] {
+        b.open(session, Owner { uid, ..owner(1) }).unwrap();
+        let granted = b.write(session, &format!("u{uid}"));
+        assert!(matches!(granted, Outcome::Granted { .. }));
+    }
+    b.release(0, "l0");
+    let granted = b.write(sessions as u128, "more");
+    assert!(matches!(granted, Outcome::Granted { .. }));
 }
 
 #[test]
