@@ -29,6 +29,7 @@ pub(crate) mod spell;
 pub(super) mod tests;
 mod token;
 
+use authority::RESERVED;
 pub use authority::{Authority, MAX_EARLIER, MAX_REVOKED};
 use check::{check_addr, check_authority, check_name, check_node_name, place};
 pub use command::{Candidate, Command, Outcome, Refusal, Why};
@@ -73,6 +74,9 @@ pub struct Member {
     pub earlier: Vec<Hash>,
     /// The authority that made its certificate.
     pub generation: u32,
+    /// It has not said yet that it has that certificate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awaited: bool,
     /// When it joined.
     pub joined_ms: u64,
     /// The epoch that began when it joined.
@@ -127,6 +131,9 @@ pub struct State {
     /// Fingerprints of certificates that are not believed, and the generation of the authority
     /// when that was said.
     pub revoked: BTreeMap<Hash, u32>,
+    /// When certificates run out that nodes have or that are revoked, of those of which it is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ends_ms: BTreeMap<Hash, u64>,
     /// Grows by one whenever a node comes or goes, is declared dead or quarantined, pardoned, or comes back.
     pub epoch: u64,
     /// What services of the cluster keep in it.
@@ -228,16 +235,21 @@ impl State {
                 offence,
             } => self.accuse(*by, *node, *since, *offence),
             Command::Pardon { node, since } => self.pardon(*node, *since),
-            Command::Renewed {
+            Command::Renewed { .. } => self.renewed(command),
+            Command::Adopted {
                 node,
                 since,
                 fingerprint,
-                generation,
-            } => self.renewed(*node, *since, *fingerprint, *generation),
+            } => self.adopted(*node, *since, *fingerprint),
             Command::Revoke { fingerprint } => {
-                self.revoke(&[*fingerprint])?;
+                self.revoke(&[*fingerprint], MAX_REVOKED - RESERVED)?;
                 Ok(Outcome::Done)
             }
+            Command::ReplaceAuthority {
+                generation,
+                ca,
+                sealed_key,
+            } => self.replace_authority(*generation, ca, sealed_key),
             Command::BeginRotation {
                 generation,
                 ca,
@@ -349,6 +361,7 @@ impl State {
             fingerprint: candidate.fingerprint,
             earlier: Vec::new(),
             generation,
+            awaited: false,
             joined_ms: now_ms,
             epoch,
             presence: Presence::since(epoch),
@@ -413,18 +426,17 @@ impl State {
         if self.nodes.len() == 1 {
             return Err(Refusal::LastNode);
         }
-        let mut fingerprints = member.earlier.clone();
-        fingerprints.push(member.fingerprint);
         let gone = Gone {
             name: member.name.clone(),
-            fingerprints,
+            fingerprints: member.fingerprints(),
             at_ms: now_ms,
             epoch: self.epoch.saturating_add(1),
             since,
             why,
             nonce: member.nonce,
         };
-        self.revoke(&gone.fingerprints)?;
+        self.forget_revoked(now_ms);
+        self.revoke(&gone.fingerprints, MAX_REVOKED)?;
         self.epoch = gone.epoch;
         self.nodes.remove(&node);
         self.gone.insert(node, gone);

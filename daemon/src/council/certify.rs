@@ -75,14 +75,14 @@ impl Council {
         request: &[u8],
         node: NodeId,
         addr: SocketAddr,
-    ) -> Result<(String, Hash), Failure> {
+    ) -> Result<(String, Hash, Option<u64>), Failure> {
         let validity = Validity::from_now(self.life);
         let cert = authority
             .sign(request, node, addr.ip(), validity)
             .map_err(|e| Failure::declined("bad-request", in_full(&e)))?;
         let der = pki::certificate::from_pem(&cert).map_err(|e| unusable(&e))?;
         let fingerprint = pki::fingerprint(&der);
-        Ok((cert, fingerprint))
+        Ok((cert, fingerprint, pki::expires(&der).ok()))
     }
 
     /// Lets a machine in.
@@ -108,7 +108,7 @@ impl Council {
             }
             let next = state.next_node();
             let node = next.ok_or_else(|| Failure::from(Refusal::ClusterFull))?;
-            let (certificate, fingerprint) = self.sign(&authority, &ask.request, node, addr)?;
+            let (certificate, fingerprint, _) = self.sign(&authority, &ask.request, node, addr)?;
             let name = Some(ask.name.clone()).filter(|n| !n.is_empty());
             let candidate = Candidate {
                 node,
@@ -150,12 +150,15 @@ impl Council {
         let (authority, generation) = self.authority(&state)?;
         let member = state.nodes.get(&node);
         let member = member.ok_or_else(|| Failure::NoNode(node.to_string()))?;
-        let (certificate, fingerprint) = self.sign(&authority, request, node, member.addr)?;
+        let (certificate, fingerprint, ends_ms) =
+            self.sign(&authority, request, node, member.addr)?;
         self.propose(Command::Renewed {
             node,
             since: member.epoch,
             fingerprint,
             generation,
+            ends_ms,
+            now_ms: now_ms(),
         })
         .await?;
         tracing::info!(%node, "another certificate made");
@@ -197,13 +200,18 @@ impl Council {
         self.adopt(None)
     }
 
-    /// Whether this node's certificate should be replaced.
-    fn is_due(&self) -> bool {
-        let state = self.state();
+    /// Fingerprint of this node's certificate.
+    fn fingerprint(&self) -> Option<Hash> {
+        let cert = tls::own_certificate(&self.credentials());
+        cert.ok().map(|cert| pki::fingerprint(&cert))
+    }
+
+    /// Whether this node's certificate should be replaced: it is old, or of an old authority, or another was made
+    /// for this node, which was lost on the way.
+    fn is_due(&self, state: &State) -> bool {
         let generation = state.cluster.as_ref().map(|c| c.authority.generation);
-        let own = state.nodes.get(&self.own);
-        if let (Some(generation), Some(own)) = (generation, own)
-            && own.generation != generation
+        if let (Some(generation), Some(own)) = (generation, state.nodes.get(&self.own))
+            && (own.generation != generation || self.fingerprint() != Some(own.fingerprint))
         {
             return true;
         }
@@ -212,7 +220,8 @@ impl Council {
         matches!(renew_at, Ok(Ok(at)) if at <= now_ms())
     }
 
-    async fn renew_own(&self) -> Result<(), Failure> {
+    /// Has another certificate made for this node.
+    async fn renewed(&self) -> Result<Credentials, Failure> {
         let (key, request) = pki::request().map_err(|e| unusable(&e))?;
         let certified = if self.has_seal() {
             self.certify(self.own, &request).await?
@@ -225,34 +234,88 @@ impl Council {
                 _ => return Err(Failure::Unavailable("no answer of the leader".to_owned())),
             }
         };
-        let new = Credentials {
+        Ok(Credentials {
             ca: certified.authorities,
             node: key + &certified.certificate,
+        })
+    }
+
+    /// Says that this node has the certificate that was made for it.
+    async fn tell_adopted(&self) -> Result<(), Failure> {
+        let Some(fingerprint) = self.fingerprint() else {
+            return Ok(());
         };
-        self.adopt(Some(new)).map_err(|e| unusable(&e))
+        let (node, since) = (self.own, self.seat().since);
+        let command = Command::Adopted {
+            node,
+            since,
+            fingerprint,
+        };
+        self.propose(command).await.map(drop)
+    }
+
+    /// Gets another certificate if there should be one; `unkept` is one that could not be kept yet. Returns whether
+    /// there is another.
+    async fn see_to_certificate(&self, unkept: &mut Option<Credentials>) -> Result<bool, Failure> {
+        if unkept.is_none() && self.is_due(&self.state()) {
+            // What is known here may be old.
+            let state = self.read().await?;
+            if self.is_due(&state) {
+                *unkept = Some(self.renewed().await?);
+            }
+        }
+        if let Some(new) = unkept {
+            self.adopt(Some(new.clone())).map_err(|e| unusable(&e))?;
+            *unkept = None;
+            self.tell_adopted().await?;
+            return Ok(true);
+        }
+        let state = self.state();
+        if state.nodes.get(&self.own).is_some_and(|own| own.awaited) {
+            self.tell_adopted().await?;
+        }
+        Ok(false)
     }
 
     /// Gets another certificate whenever there should be one.
     pub(super) async fn keep_certificate(self: Arc<Self>) {
         let mut wanted = self.renew.subscribe();
+        let (mut unkept, mut brake) = (None, AGAIN);
         loop {
-            let pause = if self.is_due() {
-                match self.renew_own().await {
-                    Ok(()) => {
-                        tracing::info!("certificate renewed");
-                        continue;
-                    }
-                    Err(e) => tracing::warn!("certificate not renewed: {e}"),
+            let pause = match self.see_to_certificate(&mut unkept).await {
+                Ok(true) => {
+                    tracing::info!("certificate renewed");
+                    // The clock of this node may be one by which each is old at once.
+                    sleep(brake).await;
+                    brake = (brake * 2).min(self.life / 6).max(AGAIN);
+                    continue;
                 }
-                AGAIN
-            } else {
-                LOOK_EVERY.min(self.life / 6)
+                Ok(false) => {
+                    brake = AGAIN;
+                    LOOK_EVERY.min(self.life / 6)
+                }
+                Err(e) => {
+                    self.complain(&e);
+                    AGAIN
+                }
             };
             tokio::select! {
                 () = sleep(pause) => {}
                 _ = wanted.changed() => {}
             }
         }
+    }
+
+    fn complain(&self, e: &Failure) {
+        let cert = tls::own_certificate(&self.credentials());
+        let ends = cert.map(|cert| pki::expires(&cert));
+        if matches!(ends, Ok(Ok(at)) if at <= now_ms()) {
+            tracing::error!(
+                "the certificate of this node has run out, and no other node lets it in: have it leave by force and \
+                 join anew; if those of all have, go on with one of them by `ssictl cluster recover`"
+            );
+        }
+        tracing::warn!("certificate not renewed: {e}");
     }
 }
 

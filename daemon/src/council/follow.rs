@@ -28,12 +28,13 @@ impl Council {
         loop {
             let state = Arc::clone(&states.borrow_and_update());
             if self.is_of_now(&state) {
+                self.trust(&before, &state);
                 self.enter_and_leave(&state, &mut epochs).await;
                 self.note_presence(&before, &state).await;
                 self.note_conduct(&before, &state);
-                self.trust(&before, &state);
+                // What was not acted on is news yet.
+                before = state;
             }
-            before = state;
             if states.changed().await.is_err() {
                 return;
             }
@@ -172,8 +173,11 @@ impl Council {
                 Err(e) => tracing::error!("whom to believe: {}", in_full(&e)),
             }
         }
-        let generation = |s: &State| s.cluster.as_ref().map(|c| c.authority.generation);
-        if generation(before) != generation(state) {
+        let wanted = |s: &State| {
+            let generation = s.cluster.as_ref().map(|c| c.authority.generation);
+            (generation, s.nodes.get(&self.own).map(|m| m.fingerprint))
+        };
+        if wanted(before) != wanted(state) {
             self.renew.send_replace(());
         }
     }

@@ -78,9 +78,9 @@ fn next_authority(store: &Store, state: &State) -> Result<Option<Command>, Error
         return Ok(None);
     }
     let next = sealed_authority(&cluster.name)?;
-    // If nothing comes of it, it opens nothing, and the next try makes another.
+    // If nothing comes of it, it opens nothing: it is not taken for one then, and the next try makes another.
     store.save_seal(&next.seal)?;
-    Ok(Some(Command::BeginRotation {
+    Ok(Some(Command::ReplaceAuthority {
         generation: present.generation.saturating_add(1),
         ca: next.ca,
         sealed_key: next.sealed_key,

@@ -48,7 +48,17 @@ pub(super) fn sealed_authority(name: &str) -> Result<Sealed, Error> {
 }
 
 impl Council {
+    /// Whether this node can open the key of the authority.
     pub(super) fn has_seal(&self) -> bool {
+        let (seal, state) = (self.kept_seal(), self.state());
+        seal.is_some_and(|seal| {
+            let cluster = state.cluster.as_ref();
+            cluster.is_none_or(|c| seal.open(SEALED_FOR, &c.authority.sealed_key).is_ok())
+        })
+    }
+
+    /// Whether it keeps a seal, which may open nothing any more.
+    pub(super) fn keeps_seal(&self) -> bool {
         self.kept_seal().is_some()
     }
 

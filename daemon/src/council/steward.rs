@@ -27,7 +27,8 @@ const EVERY: Duration = Duration::from_millis(500);
 impl Council {
     /// Sees to it for as long as the node runs; does something only while it leads.
     pub(super) async fn steward(self: Arc<Self>) {
-        let (mut complaint, mut voted) = (String::new(), false);
+        // Who voted when it was last heard of has a seal, which another may be the only one to need now.
+        let (mut complaint, mut voted) = (String::new(), self.keeps_seal());
         let mut ask_seal_at = Instant::now();
         loop {
             sleep(EVERY).await;
@@ -167,8 +168,7 @@ impl Council {
             return Ok(());
         };
         let generation = authority.generation;
-        if authority.previous.is_none() || state.nodes.values().any(|m| m.generation != generation)
-        {
+        if authority.previous.is_none() || !state.nodes.values().all(|m| m.is_of(generation)) {
             return Ok(());
         }
         tracing::info!(

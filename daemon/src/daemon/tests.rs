@@ -36,6 +36,7 @@ use super::*;
 use crate::agree::{Timing, carrier};
 use crate::api::govern::{InvitationReply, JoinReply};
 use crate::api::{self, EventsReply, MigrateReply, NodesReply, PsReply, StatusReply, WhyReply};
+use crate::core::hash::Hash;
 use crate::core::hlc::Stamp;
 use crate::core::state::{Command, Presence};
 use crate::core::tie;
@@ -90,6 +91,35 @@ fn another_certificate_is_used_for_the_next_connection() {
     wait_for("both up again", || {
         n1.state(2) == "up" && n2.state(1) == "up"
     });
+}
+
+#[test]
+fn a_certificate_that_was_lost_on_the_way_is_made_again() {
+    let pair = Pair::new();
+    let (n1, n2) = (pair.start(1), pair.start(2));
+    linked(&n1, &n2, 1);
+    let member = || n1.council().state().nodes[&id(2)].clone();
+    let (first, lost) = (member().fingerprint, Hash::of(b"lost"));
+    let made = Command::Renewed {
+        node: id(2),
+        since: member().epoch,
+        fingerprint: lost,
+        generation: 0,
+        ends_ms: None,
+        now_ms: 0,
+    };
+    wait_for("a majority", || n1.council().status().has_majority);
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(n1.council().propose(made)).unwrap();
+    wait_for("another, which it has", || {
+        let now = member();
+        ![first, lost].contains(&now.fingerprint) && !now.awaited
+    });
+    assert_eq!(member().earlier, [first, lost]);
+    // And with that it is let in.
+    drop(n2);
+    let n2 = pair.start(2);
+    wait_for("both up", || n1.state(2) == "up" && n2.state(1) == "up");
 }
 
 #[test]

@@ -2,17 +2,26 @@
 
 //! Who certifies nodes, and which certificates are believed.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
 
 use super::check::check_authority;
-use super::{Answer, Outcome, Refusal, State, spell};
+use super::{Answer, Command, Member, Outcome, Refusal, State, spell};
 use crate::core::hash::Hash;
 
 /// Most certificates that are remembered as revoked.
 pub const MAX_REVOKED: usize = 4096;
-/// Most certificates of one node that may still be good.
+/// Of those so many are left for nodes that are taken out.
+pub(super) const RESERVED: usize = 512;
+/// Most certificates of one node that may still be good, beside the last.
 pub const MAX_EARLIER: usize = 4;
+/// A certificate is no good any more so long after it ran out, in milliseconds: clocks may be late. The shortest
+/// life of one is a minute, of which a third goes by before another is made: so this is short.
+const LATE_MS: u64 = 30_000;
+/// One that is revoked is forgotten no sooner than so long after that, in milliseconds.
+const FORGET_AFTER_MS: u64 = 24 * 3600 * 1000;
 
 /// Who certifies nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +44,28 @@ impl Authority {
         generation == self.generation
             || (self.previous.is_some() && generation.checked_add(1) == Some(self.generation))
     }
+
+    /// Believes the one there is beside the next, and all that it was believed beside.
+    fn follow_with(&mut self, generation: u32, ca: &str, sealed_key: &[u8]) -> Outcome {
+        let old = std::mem::replace(&mut self.ca, ca.to_owned());
+        self.previous = Some(old + self.previous.as_deref().unwrap_or_default());
+        self.sealed_key = sealed_key.to_vec();
+        self.generation = generation;
+        Outcome::Rotating { generation }
+    }
+}
+
+impl Member {
+    /// Fingerprints of all its certificates, the oldest first.
+    pub(super) fn fingerprints(&self) -> Vec<Hash> {
+        let earlier = self.earlier.iter().copied();
+        earlier.chain([self.fingerprint]).collect()
+    }
+
+    /// Whether it has a certificate of the authority `generation`.
+    pub fn is_of(&self, generation: u32) -> bool {
+        self.generation == generation && !self.awaited
+    }
 }
 
 impl State {
@@ -47,13 +78,13 @@ impl State {
         self.cluster.as_ref().map_or(0, |c| c.authority.generation)
     }
 
-    /// Remembers all of `fingerprints`, or none.
-    pub(super) fn revoke(&mut self, fingerprints: &[Hash]) -> Result<(), Refusal> {
+    /// Remembers all of `fingerprints`, or none if that makes more than `most`.
+    pub(super) fn revoke(&mut self, fingerprints: &[Hash], most: usize) -> Result<(), Refusal> {
         let new = fingerprints
             .iter()
             .filter(|f| !self.revoked.contains_key(f))
             .count();
-        if self.revoked.len().saturating_add(new) > MAX_REVOKED {
+        if new > 0 && self.revoked.len().saturating_add(new) > most {
             return Err(Refusal::TooManyRevoked);
         }
         let generation = self.generation();
@@ -63,13 +94,44 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn renewed(
-        &mut self,
-        node: NodeId,
-        since: u64,
-        fingerprint: Hash,
-        generation: u32,
-    ) -> Answer {
+    /// Whether a certificate has run out, as far as is known.
+    fn has_run_out(&self, fingerprint: &Hash, now_ms: u64) -> bool {
+        let ends_ms = self.ends_ms.get(fingerprint);
+        ends_ms.is_some_and(|end| end.saturating_add(LATE_MS) <= now_ms)
+    }
+
+    /// Makes room, if there is not much, by what nobody would believe anyhow.
+    pub(super) fn forget_revoked(&mut self, now_ms: u64) {
+        if self.revoked.len() > MAX_REVOKED / 2 {
+            let mut revoked = std::mem::take(&mut self.revoked);
+            let long_ago_ms = now_ms.saturating_sub(FORGET_AFTER_MS);
+            revoked.retain(|fingerprint, _| !self.has_run_out(fingerprint, long_ago_ms));
+            self.revoked = revoked;
+        }
+        self.forget_ends();
+    }
+
+    /// Forgets when those run out that are not remembered otherwise.
+    fn forget_ends(&mut self) {
+        let (nodes, revoked) = (&self.nodes, &self.revoked);
+        let all = nodes.values().flat_map(Member::fingerprints);
+        let all: BTreeSet<Hash> = all.collect();
+        self.ends_ms
+            .retain(|f, _| all.contains(f) || revoked.contains_key(f));
+    }
+
+    pub(super) fn renewed(&mut self, command: &Command) -> Answer {
+        let Command::Renewed {
+            node,
+            since,
+            fingerprint,
+            generation,
+            ends_ms,
+            now_ms,
+        } = *command
+        else {
+            return Err(Refusal::NoSuchNode);
+        };
         let member = self.nodes.get(&node).filter(|m| m.epoch == since);
         let member = member.ok_or(Refusal::NoSuchNode)?;
         if member.fingerprint == fingerprint {
@@ -81,15 +143,39 @@ impl State {
             return Err(Refusal::OtherAuthority);
         }
         self.fingerprint_is_free(fingerprint)?;
-        let mut earlier = self.member(node)?.earlier.clone();
-        earlier.push(self.member(node)?.fingerprint);
+        let mut earlier = self.member(node)?.fingerprints();
         let too_many = earlier.len().saturating_sub(MAX_EARLIER);
-        let oldest: Vec<Hash> = earlier.drain(..too_many).collect();
-        self.revoke(&oldest)?;
+        let oldest = earlier.drain(..too_many);
+        let oldest: Vec<Hash> = oldest.filter(|f| !self.has_run_out(f, now_ms)).collect();
+        // What an authority made that goes need not be remembered. Else one that asks again and again would have
+        // more remembered than there is room for.
+        let of_next = generation > newest;
+        if !of_next && oldest.iter().any(|f| self.ends_ms.contains_key(f)) {
+            return Err(Refusal::TooManyCertificates);
+        }
+        let revoked = self.revoke(&oldest, MAX_REVOKED - RESERVED);
+        if !of_next {
+            revoked?;
+        }
         let member = self.member(node)?;
         member.earlier = earlier;
         member.fingerprint = fingerprint;
         member.generation = generation;
+        member.awaited = true;
+        self.ends_ms.extend(ends_ms.map(|end| (fingerprint, end)));
+        self.forget_revoked(now_ms);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn adopted(&mut self, node: NodeId, since: u64, fingerprint: Hash) -> Answer {
+        let member = self.member(node)?;
+        if member.epoch != since {
+            return Err(Refusal::NoSuchNode);
+        }
+        if member.fingerprint != fingerprint {
+            return Err(Refusal::OtherCertificate);
+        }
+        member.awaited = false;
         Ok(Outcome::Done)
     }
 
@@ -112,11 +198,21 @@ impl State {
         if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
             return Err(Refusal::NoRotation);
         }
-        let old = std::mem::replace(&mut authority.ca, ca.to_owned());
-        authority.previous = Some(old);
-        authority.sealed_key = sealed_key.to_vec();
-        authority.generation = generation;
-        Ok(Outcome::Rotating { generation })
+        Ok(authority.follow_with(generation, ca, sealed_key))
+    }
+
+    pub(super) fn replace_authority(
+        &mut self,
+        generation: u32,
+        ca: &str,
+        sealed_key: &[u8],
+    ) -> Answer {
+        check_authority(ca, sealed_key)?;
+        let authority = self.authority()?;
+        if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
+            return Err(Refusal::NoRotation);
+        }
+        Ok(authority.follow_with(generation, ca, sealed_key))
     }
 
     pub(super) fn finish_rotation(&mut self, generation: u32) -> Answer {
@@ -126,13 +222,14 @@ impl State {
         if self.authority()?.previous.is_none() {
             return Ok(Outcome::Done);
         }
-        let late = self.nodes.iter().find(|(_, m)| m.generation != generation);
+        let late = self.nodes.iter().find(|(_, m)| !m.is_of(generation));
         if let Some((node, _)) = late {
             return Err(Refusal::NotRenewed { node: *node });
         }
         self.authority()?.previous = None;
         // What was revoked before was made by the authority that is not believed any more.
         self.revoked.retain(|_, revoked| *revoked == generation);
+        self.forget_ends();
         Ok(Outcome::Done)
     }
 }

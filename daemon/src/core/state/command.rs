@@ -177,6 +177,22 @@ pub enum Command {
         fingerprint: Hash,
         /// The authority that made it.
         generation: u32,
+        /// When it runs out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends_ms: Option<u64>,
+        /// Now.
+        #[serde(default)]
+        now_ms: u64,
+    },
+    /// A node has its new certificate: one that was made may get lost on the way.
+    Adopted {
+        /// Which.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// As for [`Command::Remove`].
+        since: u64,
+        /// Fingerprint of the certificate.
+        fingerprint: Hash,
     },
     /// Believe a certificate no more.
     Revoke {
@@ -188,6 +204,17 @@ pub enum Command {
     /// is not remembered as revoked.
     BeginRotation {
         /// Its number: one more than the [`super::Authority::generation`] of the one it follows.
+        generation: u32,
+        /// Its certificate, PEM.
+        ca: String,
+        /// Its key, sealed.
+        #[serde(with = "base64")]
+        sealed_key: Vec<u8>,
+    },
+    /// The same when nobody can open the key of the present one: also while another change is underway, which
+    /// nobody can bring to its end. All that are believed stay so.
+    ReplaceAuthority {
+        /// As for [`Command::BeginRotation`].
         generation: u32,
         /// Its certificate, PEM.
         ca: String,
@@ -362,6 +389,12 @@ pub enum Refusal {
     /// No more certificates can be remembered as revoked.
     #[error("too many certificates are revoked: change the authority")]
     TooManyRevoked,
+    /// It has as many that are good as it may.
+    #[error("the node has too many certificates that have not run out: wait until one has")]
+    TooManyCertificates,
+    /// A node says that it has another certificate than was made for it last.
+    #[error("another certificate was made for the node since")]
+    OtherCertificate,
     /// Most nodes accuse it.
     #[error("the node is quarantined: `ssictl node show` says what it is accused of")]
     Quarantined,
@@ -409,6 +442,8 @@ impl Refusal {
             Refusal::NoRotation => "no-rotation",
             Refusal::NotRenewed { .. } => "not-renewed",
             Refusal::TooManyRevoked => "too-many-revoked",
+            Refusal::TooManyCertificates => "too-many-certificates",
+            Refusal::OtherCertificate => "other-certificate",
             Refusal::Quarantined => "quarantined",
             Refusal::NotAccused => "not-accused",
             Refusal::NotYours => "not-yours",

@@ -59,7 +59,9 @@ impl State {
             // The clock of the sessions is moved by who leads; one that has just lost the lead may try.
             Command::Lock(lock::Command::Tick { .. }) => refused,
             Command::Lock(command) => self.owner(command).map_or(Ok(()), of),
-            Command::ComeBack { node, .. } | Command::Leave { node, .. } => of(*node),
+            Command::ComeBack { node, .. }
+            | Command::Leave { node, .. }
+            | Command::Adopted { node, .. } => of(*node),
             // One that leads and goes has lost its vote by then.
             Command::Remove { node, .. } if *node == from => Ok(()),
             Command::Accuse { by, .. } => of(*by),
@@ -69,6 +71,7 @@ impl State {
             Command::Found { .. }
             | Command::Remove { .. }
             | Command::DeclareDead { .. }
+            | Command::ReplaceAuthority { .. }
             | Command::FinishRotation { .. } => Err(Objection::Offence(Offence::LeadersWish)),
         }
     }
@@ -161,6 +164,8 @@ mod tests {
             since: 3,
             fingerprint: crate::core::hash::Hash::of(b"x"),
             generation: 0,
+            ends_ms: None,
+            now_ms: 0,
         };
         assert_eq!(state.may_propose(id(2), false, &renewed), REFUSED);
         assert_eq!(state.may_propose(id(2), true, &renewed), Ok(()));

@@ -370,6 +370,8 @@ fn who_is_removed_is_not_believed_any_more() {
         since,
         fingerprint: hash(fingerprint),
         generation: 0,
+        ends_ms: None,
+        now_ms: NOW_MS,
     };
     assert_eq!(refused(&mut state, &renewed(50, 9)), Refusal::NoSuchNode);
     for n in 50..56 {
@@ -401,13 +403,118 @@ fn so_many_certificates_are_revoked() {
     let revoke = |n| Command::Revoke {
         fingerprint: hash(n),
     };
-    for n in 10_000..10_000 + u32::try_from(MAX_REVOKED).unwrap() {
+    for n in 10_000..10_000 + u32::try_from(MAX_REVOKED - RESERVED).unwrap() {
         assert_eq!(state.apply(&revoke(n)), Outcome::Done);
     }
     assert_eq!(state.apply(&revoke(10_000)), Outcome::Done, "known");
-    for command in [revoke(5), remove(2, 2)] {
-        assert_eq!(refused(&mut state, &command), Refusal::TooManyRevoked);
+    assert_eq!(refused(&mut state, &revoke(5)), Refusal::TooManyRevoked);
+    // The way out is open: whoever there is has a certificate of another authority.
+    let renewed = |n: u32, generation| Command::Renewed {
+        node: id(2),
+        since: 2,
+        fingerprint: hash(n),
+        generation,
+        ends_ms: None,
+        now_ms: NOW_MS,
+    };
+    let earlier = u32::try_from(MAX_EARLIER).unwrap();
+    for n in 100..100 + earlier {
+        assert_eq!(state.apply(&renewed(n, 0)), Outcome::Done);
     }
+    assert_eq!(
+        refused(&mut state, &renewed(200, 0)),
+        Refusal::TooManyRevoked
+    );
+    state.apply(&Command::BeginRotation {
+        generation: 1,
+        ca: "second".to_owned(),
+        sealed_key: vec![4],
+    });
+    assert_eq!(state.apply(&renewed(200, 1)), Outcome::Done);
+    // And nodes can be taken out.
+    let gone = state.apply(&remove(2, 2));
+    assert!(matches!(gone, Outcome::Gone { .. }), "{gone:?}");
+}
+
+#[test]
+fn a_node_has_so_many_certificates_and_those_that_run_out_are_forgotten() {
+    const LIFE_MS: u64 = 7 * DAY_MS;
+    let mut state = of_nodes(2);
+    let renewed_for = |n: u32, now_ms, life_ms| Command::Renewed {
+        node: id(2),
+        since: 2,
+        fingerprint: hash(n),
+        generation: 0,
+        ends_ms: Some(now_ms + life_ms),
+        now_ms,
+    };
+    let renewed = |n: u32, now_ms| renewed_for(n, now_ms, LIFE_MS);
+    // When the first one runs out is not known.
+    let many = u32::try_from(MAX_EARLIER).unwrap() + 1;
+    for n in 100..100 + many {
+        assert_eq!(state.apply(&renewed(n, NOW_MS)), Outcome::Done);
+    }
+    assert_eq!(state.revoked.keys().collect::<Vec<_>>(), [&hash(2)]);
+    let more = |days| renewed(200, NOW_MS + days * DAY_MS);
+    assert_eq!(refused(&mut state, &more(7)), Refusal::TooManyCertificates);
+    assert_eq!(state.apply(&more(8)), Outcome::Done);
+    // Years of ordinary life leave nothing behind.
+    let mut now_ms = NOW_MS + 20 * DAY_MS;
+    for turn in 0..1000 {
+        // The shortest there is, or a week.
+        let life_ms = if turn < 500 { 60_000 } else { LIFE_MS };
+        let outcome = state.apply(&renewed_for(1000 + turn, now_ms, life_ms));
+        assert_eq!(outcome, Outcome::Done, "{turn}");
+        now_ms += life_ms / 3;
+    }
+    assert_eq!(state.revoked.keys().collect::<Vec<_>>(), [&hash(2)]);
+    assert_eq!(state.ends_ms.len(), MAX_EARLIER + 1);
+    // What is revoked is forgotten when there is little room and it has run out.
+    state.apply(&remove(2, 2));
+    assert!(state.revoked.contains_key(&hash(1999)));
+    for n in 10_000..10_000 + u32::try_from(MAX_REVOKED / 2).unwrap() {
+        state.apply(&Command::Revoke {
+            fingerprint: hash(n),
+        });
+    }
+    let (late, own) = (NOW_MS + 10_000 * DAY_MS, hash(1));
+    let renewed = Command::Renewed {
+        node: id(1),
+        since: 1,
+        fingerprint: hash(9),
+        generation: 0,
+        ends_ms: None,
+        now_ms: late,
+    };
+    assert_eq!(state.apply(&renewed), Outcome::Done);
+    assert!(!state.revoked.contains_key(&hash(1999)) && state.ends_ms.is_empty());
+    assert!(state.revoked.contains_key(&hash(2)) && state.nodes[&id(1)].earlier == [own]);
+}
+
+#[test]
+fn an_authority_that_nobody_has_the_key_of_is_replaced_whatever_is_underway() {
+    let mut state = of_nodes(2);
+    let replace = |generation, ca: &str| Command::ReplaceAuthority {
+        generation,
+        ca: ca.to_owned(),
+        sealed_key: vec![5],
+    };
+    state.apply(&Command::BeginRotation {
+        generation: 1,
+        ca: "second".to_owned(),
+        sealed_key: vec![4],
+    });
+    for wrong in [
+        replace(1, "third"),
+        replace(3, "third"),
+        replace(2, "second"),
+    ] {
+        assert_eq!(refused(&mut state, &wrong), Refusal::NoRotation);
+    }
+    let outcome = state.apply(&replace(2, "third"));
+    assert_eq!(outcome, Outcome::Rotating { generation: 2 });
+    let all = state.authorities().collect::<String>();
+    assert_eq!(all, "thirdsecondfirst authority");
 }
 
 #[test]
@@ -427,6 +534,13 @@ fn the_authority_changes_when_all_have_a_certificate_of_the_new_one() {
         since: n.into(),
         fingerprint: hash(fingerprint),
         generation,
+        ends_ms: None,
+        now_ms: NOW_MS,
+    };
+    let adopted = |n: u16, fingerprint| Command::Adopted {
+        node: id(n),
+        since: n.into(),
+        fingerprint: hash(fingerprint),
     };
     for generation in [0, 1] {
         let command = finish(generation);
@@ -450,12 +564,17 @@ fn the_authority_changes_when_all_have_a_certificate_of_the_new_one() {
         fingerprint: hash(91),
     });
     for n in 1..=3 {
-        assert_eq!(
-            refused(&mut state, &finish(1)),
-            Refusal::NotRenewed { node: id(n) }
-        );
-        let outcome = state.apply(&renewed(n, 60 + u32::from(n), 1));
+        let print = 60 + u32::from(n);
+        let outcome = state.apply(&renewed(n, print, 1));
         assert_eq!(outcome, Outcome::Done);
+        // It was made, and may be lost on the way.
+        for (said, why) in [
+            (finish(1), Refusal::NotRenewed { node: id(n) }),
+            (adopted(n, 50), Refusal::OtherCertificate),
+        ] {
+            assert_eq!(refused(&mut state, &said), why);
+        }
+        assert_eq!(state.apply(&adopted(n, print)), Outcome::Done);
     }
     let back = renewed(1, 99, 0);
     assert_eq!(refused(&mut state, &back), Refusal::OtherAuthority);
@@ -472,7 +591,9 @@ fn the_authority_changes_when_all_have_a_certificate_of_the_new_one() {
         assert_eq!(refused(&mut state, &old), Refusal::NoRotation);
         state.apply(&begin(2, "third"));
         for n in 1..=3 {
-            state.apply(&renewed(n, 70 + u32::from(n), 2));
+            let print = 70 + u32::from(n);
+            state.apply(&renewed(n, print, 2));
+            state.apply(&adopted(n, print));
         }
         assert_eq!(state.apply(&finish(2)), Outcome::Done);
     }
@@ -654,8 +775,15 @@ fn any_command() -> impl Strategy<Value = Command> {
                 since,
                 fingerprint,
                 generation,
+                ends_ms: (since % 2 == 0).then_some(since),
+                now_ms: since,
             }
         ),
+        3 => (node(), 0_u64..20, fingerprint()).prop_map(|(node, since, fingerprint)| Command::Adopted {
+            node,
+            since,
+            fingerprint,
+        }),
         1 => fingerprint().prop_map(|fingerprint| Command::Revoke { fingerprint }),
         1 => (authority(), generation()).prop_map(|(ca, generation)| Command::BeginRotation {
             generation,
@@ -673,7 +801,8 @@ fn aim(state: &State, command: &mut Command) {
         Command::Join { candidate, .. } => candidate.node = state.next_node().unwrap_or(id(1)),
         Command::Remove { node, since, .. }
         | Command::Leave { node, since, .. }
-        | Command::Renewed { node, since, .. } => {
+        | Command::Renewed { node, since, .. }
+        | Command::Adopted { node, since, .. } => {
             if let Some(member) = state.nodes.get(node) {
                 *since = member.epoch;
             }

@@ -65,6 +65,30 @@ fn who_joins_hears_the_past_of_one_who_was_not_in_it() {
 }
 
 #[test]
+fn who_joins_believes_nobody_who_was_taken_out_before() {
+    let machines = Machines::new(3);
+    let [one, two, three] = [1, 2, 3].map(|n| machines.start(n));
+    let invitation = machines.found(&one, 1);
+    assert_eq!(machines.join(&two, 2, &invitation), 2);
+    let out = machines.identity(2);
+    let remove = json!({ "node": "n2", "force": true });
+    let _: serde_json::Value = one.call("Remove", remove).unwrap();
+    drop(two);
+    assert_eq!(machines.join(&three, 3, &invitation), 3);
+    wait_for("the third is up", || three.state(1) == "up");
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(machines.addr(3)).await;
+        let (client, name) = (Arc::clone(&out.client), tls::server_name(id(3)));
+        let session = Session::connect(stream.unwrap(), client, name).await;
+        let _ = session.unwrap().receive::<msg::Preface>().await;
+    });
+    wait_for("it is turned away for that", || {
+        three.records().contains("Revoked")
+    });
+}
+
+#[test]
 fn who_shows_no_good_token_stays_out() {
     let machines = Machines::new(2);
     let (one, two) = (machines.start(1), machines.start(2));

@@ -267,6 +267,13 @@ fn life_of_a_cluster() -> Vec<Command> {
             since: 2,
             fingerprint: Hash::of(b"renewed"),
             generation: 0,
+            ends_ms: Some(NOW_MS + 7 * 86_400_000),
+            now_ms: NOW_MS + 2,
+        },
+        Command::Adopted {
+            node: node(2),
+            since: 2,
+            fingerprint: Hash::of(b"renewed"),
         },
         Command::Kv(kv::Command {
             id: Unique(5),
