@@ -39,16 +39,20 @@ fn a_machine_joins_and_leaves_while_everything_runs() {
     }
 }
 
+/// Has more agreed on than goes into one message to who hears of it later.
+fn fill_a_message(on: &Running) {
+    for i in 0..carrier::MAX_ENTRIES {
+        let value = json!({ "name": format!("v{i}"), "value": "eA==" });
+        let _: serde_json::Value = on.call("SetValue", value).unwrap();
+    }
+}
+
 #[test]
 fn who_joins_hears_the_past_of_one_who_was_not_in_it() {
     let machines = Machines::new(3);
     let [one, two, three] = [1, 2, 3].map(|n| machines.start(n));
     let invitation = machines.found(&one, 1);
-    // More than one message has.
-    for i in 0..carrier::MAX_ENTRIES {
-        let value = json!({ "name": format!("v{i}"), "value": "eA==" });
-        let _: serde_json::Value = one.call("SetValue", value).unwrap();
-    }
+    fill_a_message(&one);
     assert_eq!(machines.join(&two, 2, &invitation), 2);
     wait_for("the second knows all", || {
         two.council().state() == one.council().state()
@@ -74,6 +78,7 @@ fn who_joins_believes_nobody_who_was_taken_out_before() {
     let remove = json!({ "node": "n2", "force": true });
     let _: serde_json::Value = one.call("Remove", remove).unwrap();
     drop(two);
+    fill_a_message(&one);
     assert_eq!(machines.join(&three, 3, &invitation), 3);
     wait_for("the third is up", || three.state(1) == "up");
     let runtime = Runtime::new().unwrap();
