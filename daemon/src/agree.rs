@@ -173,7 +173,7 @@ pub enum Error {
     Disk(#[source] disk::Error),
     /// The log and the snapshot of a node do not fit together.
     #[error(
-        "{path} has no entries before {purged}, and no snapshot has them: restore the directory from a copy, or remove it and let this node join the cluster as a new one"
+        "{path} has no entries before {purged}, and no snapshot has them; this node cannot go on: see \"A node does not start\" in cluster.md"
     )]
     Gap {
         /// The log.
@@ -212,7 +212,9 @@ pub enum Error {
     #[error("a cluster needs a voter")]
     NoVoter,
     /// The node does not take part any more, for good or after an error that is in the journal.
-    #[error("this node does not take part in the agreement any more")]
+    #[error(
+        "this node does not take part in the agreement any more: its disk failed or is full, as the journal says; make room, and start ssid again"
+    )]
     Stopped,
 }
 
@@ -471,9 +473,13 @@ impl Agreement {
 async fn stop_when(failed: Failed, inner: Weak<Inner>) {
     if failed.await.is_ok()
         && let Some(inner) = inner.upgrade()
-        && let Err(e) = inner.raft.shutdown().await
     {
-        tracing::error!("agreement: {e}");
+        tracing::error!(
+            "what is agreed on cannot be written: this node takes no part until ssid is started again, with room on its disk"
+        );
+        if let Err(e) = inner.raft.shutdown().await {
+            tracing::error!("agreement: {e}");
+        }
     }
 }
 

@@ -240,6 +240,7 @@ impl Council {
         tasks.spawn(Arc::clone(&council).keep_certificate());
         tasks.spawn(Arc::clone(&council).steward());
         tasks.spawn(Arc::clone(&council).witness(seen));
+        tasks.spawn(Arc::clone(&council).describe());
         tasks.spawn(Arc::clone(&council).watch_majority());
         tasks.spawn(Arc::clone(&council).watch_own_end());
         tasks.spawn(agree::lease::keep_time(council.agreement.clone()));
@@ -330,6 +331,12 @@ impl Council {
     async fn ask_leader(&self, request: Request) -> Result<Answer, Failure> {
         let none = || Failure::Unavailable("no node leads the cluster now".to_owned());
         let leader = self.status().leader.ok_or_else(none)?;
+        if leader == self.own {
+            return Err(Failure::Unavailable(format!(
+                "no voter can open the key of the authority any more ({} is gone): see Certificates in cluster.md",
+                self.store.seal().display()
+            )));
+        }
         let peer = self.cluster()?.roster().peer(leader).ok_or_else(none)?;
         peer.ask_once(request, ASK_IN).await
     }

@@ -252,6 +252,11 @@ impl Net {
             .unwrap_or_else(PoisonError::into_inner) = identity;
     }
 
+    /// What this node is made of.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
     /// Who may connect.
     pub fn roster(&self) -> &Arc<Roster> {
         &self.roster

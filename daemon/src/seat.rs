@@ -43,7 +43,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{path} is damaged: restore it from a copy, or let this machine join as a new node")]
+    #[error("{path} is damaged: see \"A node does not start\" in cluster.md")]
     Damaged {
         /// Its path.
         path: PathBuf,

@@ -246,7 +246,7 @@ fn describe(failure: &Failure) -> (&'static str, ErrorParameters) {
             api::error::REFUSED
         }
         Failure::Unavailable(_) => {
-            parameters.hint = Some("`ssictl node ls` shows the state of the nodes".to_owned());
+            parameters.hint = Some("`ssictl cluster status` says what is wrong".to_owned());
             api::error::UNAVAILABLE
         }
     };
@@ -268,6 +268,14 @@ fn advice(code: &str) -> Option<&'static str> {
         "value-differs" => "`ssictl kv get` shows its revision",
         "compacted" => "`ssictl kv ls` shows all values and from where to watch",
         "has-majority" => "`ssictl node remove` takes out who is lost",
+        "not-fenced" => "wait that long, and run it again",
+        "name-taken" | "addr-taken" => {
+            "--name, --addr; if that was this machine before, `ssictl node remove` it on another node"
+        }
+        "last-node" => "`ssictl node leave --force` ends the cluster",
+        "rotation-underway" => {
+            "`ssictl node show` tells which node has no certificate of the new authority yet"
+        }
         "not-named" => "bring it back, or name it with --without too",
         "knows-less" => "run the same command there",
         "node-alive" => "`ssictl node leave` on that node, or --force here",

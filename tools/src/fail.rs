@@ -89,7 +89,9 @@ impl Fail {
             varlink::Error::Closed => {
                 Self::new(NOT_RUNNING, "ssid ended the connection", "its log says why")
             }
-            varlink::Error::Timeout => Self::timeout(""),
+            varlink::Error::Timeout => {
+                Self::timeout("it may have been done, or may yet be: look before you try again")
+            }
             varlink::Error::Reply { name, parameters } => Self::reply(&name, parameters),
             e => Self::other(&e),
         }

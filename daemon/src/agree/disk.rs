@@ -42,7 +42,7 @@ pub enum Error {
     },
     /// What was written is no more what is there.
     #[error(
-        "{path} is damaged at byte {at}: {why}; stop this node, remove its directory and let it join the cluster as a new one, or restore the directory from a copy"
+        "{path} is damaged at byte {at}: {why}; this node cannot go on, and must not without that file: see \"A node does not start\" in cluster.md"
     )]
     Damaged {
         /// The file.
@@ -54,7 +54,7 @@ pub enum Error {
     },
     /// A file is missing that must be there.
     #[error(
-        "{path} is missing; remove its directory and let this node join the cluster as a new one, or restore the directory from a copy"
+        "{path} is missing; this node cannot go on, and must not without that file: see \"A node does not start\" in cluster.md"
     )]
     Missing {
         /// The file.

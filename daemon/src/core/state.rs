@@ -85,7 +85,7 @@ pub struct Member {
     pub presence: Presence,
     /// Whether nothing new should move there.
     pub cordoned: bool,
-    /// What it was like when it joined.
+    /// What it is like, as it said last.
     pub facts: Facts,
     /// Of the command by which it joined.
     pub nonce: Unique,
@@ -241,6 +241,17 @@ impl State {
                 since,
                 fingerprint,
             } => self.adopted(*node, *since, *fingerprint),
+            Command::Describe { node, since, facts } => {
+                if !facts.make_sense() {
+                    return Err(Refusal::FactsInvalid);
+                }
+                let member = self.member(*node)?;
+                if member.epoch != *since {
+                    return Err(Refusal::NoSuchNode);
+                }
+                member.facts.clone_from(facts);
+                Ok(Outcome::Done)
+            }
             Command::Revoke { fingerprint } => {
                 self.revoke(&[*fingerprint], MAX_REVOKED - RESERVED)?;
                 Ok(Outcome::Done)

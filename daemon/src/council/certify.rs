@@ -311,8 +311,10 @@ impl Council {
         let ends = cert.map(|cert| pki::expires(&cert));
         if matches!(ends, Ok(Ok(at)) if at <= now_ms()) {
             tracing::error!(
-                "the certificate of this node has run out, and no other node lets it in: have it leave by force and \
-                 join anew; if those of all have, go on with one of them by `ssictl cluster recover`"
+                "the certificate of this node has run out, and no other node lets it in: `ssictl node remove {}` on \
+                 another; here `ssictl node leave --force`, boot, and join anew. If those of most voters have run out: \
+                 `ssictl cluster recover`",
+                self.own
             );
         }
         tracing::warn!("certificate not renewed: {e}");

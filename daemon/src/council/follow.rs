@@ -12,10 +12,12 @@ use tokio::time::sleep;
 use super::Council;
 use crate::audit::Event;
 use crate::config::Node;
-use crate::core::state::{State, Why};
+use crate::core::state::{Command, State, Why};
 use crate::failure::in_full;
 use crate::seat::Other;
 
+/// Pause before what was not agreed on is proposed again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// A node that left is heard for so long.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -34,6 +36,32 @@ impl Council {
                 self.note_conduct(&before, &state);
                 // What was not acted on is news yet.
                 before = state;
+            }
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Has agreed on what this node is like whenever that is not what is known: it may have another kernel since it
+    /// was started last.
+    pub(super) async fn describe(self: Arc<Self>) {
+        let mut states = self.agreement.watch();
+        loop {
+            let state = Arc::clone(&states.borrow_and_update());
+            let (node, own) = (self.own, state.nodes.get(&self.own));
+            let own = own.filter(|_| self.is_of_now(&state));
+            let facts = self.cluster.upgrade().map(|c| c.net().facts().clone());
+            if let (Some(own), Some(facts)) = (own, facts)
+                && own.facts != facts
+            {
+                let since = own.epoch;
+                let command = Command::Describe { node, since, facts };
+                if let Err(e) = self.propose(command).await {
+                    tracing::info!("what this node is like is not agreed on yet: {e}");
+                    sleep(AGAIN).await;
+                    continue;
+                }
             }
             if states.changed().await.is_err() {
                 return;

@@ -194,6 +194,16 @@ pub enum Command {
         /// Fingerprint of the certificate.
         fingerprint: Hash,
     },
+    /// A node is of something else than it was: it has another kernel, say. Machines that join must be like that.
+    Describe {
+        /// Which.
+        #[serde(with = "node")]
+        node: NodeId,
+        /// As for [`Command::Remove`].
+        since: u64,
+        /// What it is like.
+        facts: Facts,
+    },
     /// Believe a certificate no more.
     Revoke {
         /// Its fingerprint.
@@ -315,7 +325,7 @@ pub enum Refusal {
     #[error("there is another token of that name")]
     TokenExists,
     /// It is used too often or for too long, or has a name that is none.
-    #[error("a token that cannot be")]
+    #[error("a token is good for 30 days at most, and for 1 to 31 machines")]
     TokenInvalid,
     /// There are as many as may be.
     #[error("too many tokens: drop some")]

@@ -61,7 +61,8 @@ impl State {
             Command::Lock(command) => self.owner(command).map_or(Ok(()), of),
             Command::ComeBack { node, .. }
             | Command::Leave { node, .. }
-            | Command::Adopted { node, .. } => of(*node),
+            | Command::Adopted { node, .. }
+            | Command::Describe { node, .. } => of(*node),
             // One that leads and goes has lost its vote by then.
             Command::Remove { node, .. } if *node == from => Ok(()),
             Command::Accuse { by, .. } => of(*by),

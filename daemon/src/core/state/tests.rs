@@ -492,6 +492,32 @@ fn a_node_has_so_many_certificates_and_those_that_run_out_are_forgotten() {
 }
 
 #[test]
+fn who_joins_must_be_like_the_nodes_are_now() {
+    let mut state = of_nodes(2);
+    let mut next = facts();
+    next.kernel = "next".to_owned();
+    let describe = |n: u16, since, facts: &Facts| Command::Describe {
+        node: id(n),
+        since,
+        facts: facts.clone(),
+    };
+    let mut new = candidate(3, 3);
+    new.facts = next.clone();
+    for n in 1..=2 {
+        let differs = refused(&mut state, &join(new.clone()));
+        assert!(matches!(differs, Refusal::FactsDiffer { node, .. } if node == id(n)));
+        let other = describe(n, 99, &next);
+        assert_eq!(refused(&mut state, &other), Refusal::NoSuchNode);
+        assert_eq!(state.apply(&describe(n, n.into(), &next)), Outcome::Done);
+    }
+    let joined = state.apply(&join(new));
+    assert!(matches!(joined, Outcome::Joined { .. }), "{joined:?}");
+    next.kernel = "x".repeat(10_000);
+    let long = describe(1, 1, &next);
+    assert_eq!(refused(&mut state, &long), Refusal::FactsInvalid);
+}
+
+#[test]
 fn an_authority_that_nobody_has_the_key_of_is_replaced_whatever_is_underway() {
     let mut state = of_nodes(2);
     let replace = |generation, ca: &str| Command::ReplaceAuthority {
@@ -785,6 +811,11 @@ fn any_command() -> impl Strategy<Value = Command> {
             fingerprint,
         }),
         1 => fingerprint().prop_map(|fingerprint| Command::Revoke { fingerprint }),
+        1 => (node(), 0_u64..20).prop_map(|(node, since)| Command::Describe {
+            node,
+            since,
+            facts: facts(),
+        }),
         1 => (authority(), generation()).prop_map(|(ca, generation)| Command::BeginRotation {
             generation,
             ca,
@@ -802,7 +833,8 @@ fn aim(state: &State, command: &mut Command) {
         Command::Remove { node, since, .. }
         | Command::Leave { node, since, .. }
         | Command::Renewed { node, since, .. }
-        | Command::Adopted { node, since, .. } => {
+        | Command::Adopted { node, since, .. }
+        | Command::Describe { node, since, .. } => {
             if let Some(member) = state.nodes.get(node) {
                 *since = member.epoch;
             }

@@ -148,3 +148,21 @@ fn nodes_that_differ_do_not_speak_with_each_other() {
         one.state(2) == "up" && two.state(1) == "up"
     });
 }
+
+#[test]
+fn machines_join_a_cluster_whose_kernel_has_changed() {
+    let machines = Machines::new(2);
+    let one = machines.start(1);
+    machines.found(&one, 1);
+    drop(one);
+    let mut next = facts::read().unwrap();
+    next.kernel = "next".to_owned();
+    let one = machines.start_as(1, next.clone());
+    wait_for("what it is like now is agreed on", || {
+        one.council().state().nodes[&id(1)].facts == next
+    });
+    let line: InvitationReply = one.call("CreateToken", json!({ "ttl_s": 60 })).unwrap();
+    let two = machines.start_as(2, next);
+    assert_eq!(machines.join(&two, 2, &line), 2);
+    wait_for("both up", || one.state(2) == "up" && two.state(1) == "up");
+}

@@ -275,6 +275,11 @@ fn life_of_a_cluster() -> Vec<Command> {
             since: 2,
             fingerprint: Hash::of(b"renewed"),
         },
+        Command::Describe {
+            node: node(2),
+            since: 2,
+            facts: candidate(2).facts,
+        },
         Command::Kv(kv::Command {
             id: Unique(5),
             after: 0,
