@@ -49,24 +49,29 @@ impl Council {
         let mut states = self.agreement.watch();
         loop {
             let state = Arc::clone(&states.borrow_and_update());
-            let (node, own) = (self.own, state.nodes.get(&self.own));
-            let own = own.filter(|_| self.is_of_now(&state));
-            let facts = self.cluster.upgrade().map(|c| c.net().facts().clone());
-            if let (Some(own), Some(facts)) = (own, facts)
-                && own.facts != facts
+            if self.is_of_now(&state)
+                && let Some(command) = self.description(&state)
+                && let Err(e) = self.propose(command).await
             {
-                let since = own.epoch;
-                let command = Command::Describe { node, since, facts };
-                if let Err(e) = self.propose(command).await {
-                    tracing::info!("what this node is like is not agreed on yet: {e}");
-                    sleep(AGAIN).await;
-                    continue;
-                }
+                tracing::info!("what this node is like is not agreed on yet: {e}");
+                sleep(AGAIN).await;
+                continue;
             }
             if states.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// What this node is like, if `state` says something else.
+    fn description(&self, state: &State) -> Option<Command> {
+        let (own, cluster) = (state.nodes.get(&self.own)?, self.cluster.upgrade()?);
+        let facts = cluster.net().facts();
+        (own.facts != *facts).then(|| Command::Describe {
+            node: self.own,
+            since: own.epoch,
+            facts: facts.clone(),
+        })
     }
 
     /// Whether what is agreed on has come here up to when this node joined. What was before is not for it to act on:

@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_millis(500);
 impl Council {
     /// Sees to it for as long as the node runs; does something only while it leads.
     pub(super) async fn steward(self: Arc<Self>) {
-        // Who voted when it was last heard of has a seal, which another may be the only one to need now.
+        // Who has a seal voted when it ran last, and may not by now.
         let (mut complaint, mut voted) = (String::new(), self.keeps_seal());
         let mut ask_seal_at = Instant::now();
         loop {
