@@ -141,7 +141,7 @@ pub async fn remove(leader: &Agreement, node: NodeId, now_ms: u64) -> bool {
         return true;
     };
     let (since, why) = (member.epoch, Why::Removed);
-    let gone = leader.propose(Command::Remove {
+    let gone = leader.decree(Command::Remove {
         node,
         since,
         why,

@@ -147,7 +147,7 @@ impl Storm {
             if let Some(since) = since.and_then(|m| m.presence.current()) {
                 let node = suspect;
                 let dead = Command::DeclareDead { node, since };
-                tokio::spawn(async move { leader.propose(dead).await });
+                tokio::spawn(async move { leader.decree(dead).await });
             }
         }
     }
