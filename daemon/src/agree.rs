@@ -213,7 +213,7 @@ pub enum Error {
     NoVoter,
     /// The node does not take part any more, for good or after an error that is in the journal.
     #[error(
-        "this node does not take part in the agreement any more: its disk failed or is full, as the journal says; make room, and start ssid again"
+        "this node does not take part in the agreement any more: it stops, or its disk failed or is full, as the journal says; then make room, and start ssid again"
     )]
     Stopped,
 }

@@ -197,14 +197,20 @@ impl Inner {
         (self.id, self.serial)
     }
 
+    fn forget_asked(&mut self, now: Instant) {
+        self.asked.retain(|_, at| now - *at < ASKED);
+    }
+
     /// What the node's session has by `state` and this node has not known of for a while: the answer was lost that
     /// it is to keep it.
     fn lost_of(&mut self, state: &State) -> Vec<String> {
         let now = Instant::now();
         let session = state.locks.session(self.id);
         let held = session.iter().flat_map(|s| &s.held);
-        let is_asked = |name: &String| self.asked.get(name).is_some_and(|at| now - *at < ASKED);
-        let strange = held.filter(|name| !self.kept.contains_key(*name) && !is_asked(name));
+        self.forget_asked(now);
+        let is_known =
+            |name: &String| self.kept.contains_key(name) || self.asked.contains_key(name);
+        let strange = held.filter(|name| !is_known(name));
         let before = std::mem::take(&mut self.strange);
         let since = |name: &String| before.get(name).copied().unwrap_or(now);
         self.strange = strange.map(|name| (name.clone(), since(name))).collect();
@@ -362,7 +368,7 @@ impl Keeper {
             return None;
         }
         let now = Instant::now();
-        inner.asked.retain(|_, at| now - *at < ASKED);
+        inner.forget_asked(now);
         if inner.asked.contains_key(name) {
             return None;
         }

@@ -275,8 +275,7 @@ impl Locks {
         if !is_good_ttl(ttl_ms) {
             return Err(Refusal::TtlInvalid);
         }
-        let of_user = self.sessions.values();
-        let of_user = of_user.filter(|s| s.opening.owner.uid == owner.uid).count();
+        let of_user = self.sessions_of(owner.uid).count();
         if self.sessions.len() >= MAX_SESSIONS || of_user >= MAX_SESSIONS_OF_USER {
             return Err(Refusal::TooManySessions);
         }
@@ -401,10 +400,14 @@ impl Locks {
 
     /// Grants and requests of a user.
     fn entries_of(&self, uid: u32) -> usize {
-        let all = self.sessions.values();
-        let its = all.filter(|s| s.opening.owner.uid == uid);
-        its.map(|s| s.held.len() + usize::from(s.waits.is_some()))
+        self.sessions_of(uid)
+            .map(|s| s.held.len() + usize::from(s.waits.is_some()))
             .sum()
+    }
+
+    fn sessions_of(&self, uid: u32) -> impl Iterator<Item = &Session> {
+        let all = self.sessions.values();
+        all.filter(move |s| s.opening.owner.uid == uid)
     }
 
     /// Gives up a lock, or waiting for it.

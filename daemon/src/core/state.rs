@@ -245,10 +245,7 @@ impl State {
                 if !facts.make_sense() {
                     return Err(Refusal::FactsInvalid);
                 }
-                let member = self.member(*node)?;
-                if member.epoch != *since {
-                    return Err(Refusal::NoSuchNode);
-                }
+                let member = self.member_since(*node, *since)?;
                 member.facts.clone_from(facts);
                 Ok(Outcome::Done)
             }
@@ -272,6 +269,12 @@ impl State {
 
     fn member(&mut self, node: NodeId) -> Result<&mut Member, Refusal> {
         self.nodes.get_mut(&node).ok_or(Refusal::NoSuchNode)
+    }
+
+    /// The same, if it is the one that joined then.
+    fn member_since(&mut self, node: NodeId, since: u64) -> Result<&mut Member, Refusal> {
+        let member = self.nodes.get_mut(&node).filter(|m| m.epoch == since);
+        member.ok_or(Refusal::NoSuchNode)
     }
 
     fn name_is_free(&self, name: &str, but_for: NodeId) -> Result<(), Refusal> {

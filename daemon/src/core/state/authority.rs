@@ -46,12 +46,16 @@ impl Authority {
     }
 
     /// Believes the one there is beside the next, and all that it was believed beside.
-    fn follow_with(&mut self, generation: u32, ca: &str, sealed_key: &[u8]) -> Outcome {
+    fn follow_with(&mut self, generation: u32, ca: &str, sealed_key: &[u8]) -> Answer {
+        // Also what began one that is finished: it would bring an old authority back.
+        if self.generation.checked_add(1) != Some(generation) || self.ca == ca {
+            return Err(Refusal::NoRotation);
+        }
         let old = std::mem::replace(&mut self.ca, ca.to_owned());
         self.previous = Some(old + self.previous.as_deref().unwrap_or_default());
         self.sealed_key = sealed_key.to_vec();
         self.generation = generation;
-        Outcome::Rotating { generation }
+        Ok(Outcome::Rotating { generation })
     }
 }
 
@@ -132,8 +136,7 @@ impl State {
         else {
             return Err(Refusal::NoSuchNode);
         };
-        let member = self.nodes.get(&node).filter(|m| m.epoch == since);
-        let member = member.ok_or(Refusal::NoSuchNode)?;
+        let member = self.member_since(node, since)?;
         if member.fingerprint == fingerprint {
             return Ok(Outcome::Done);
         }
@@ -168,10 +171,7 @@ impl State {
     }
 
     pub(super) fn adopted(&mut self, node: NodeId, since: u64, fingerprint: Hash) -> Answer {
-        let member = self.member(node)?;
-        if member.epoch != since {
-            return Err(Refusal::NoSuchNode);
-        }
+        let member = self.member_since(node, since)?;
         if member.fingerprint != fingerprint {
             return Err(Refusal::OtherCertificate);
         }
@@ -194,11 +194,7 @@ impl State {
                 Err(Refusal::RotationUnderway)
             };
         }
-        // Also what began one that is finished: it would bring an old authority back.
-        if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
-            return Err(Refusal::NoRotation);
-        }
-        Ok(authority.follow_with(generation, ca, sealed_key))
+        authority.follow_with(generation, ca, sealed_key)
     }
 
     pub(super) fn replace_authority(
@@ -208,11 +204,7 @@ impl State {
         sealed_key: &[u8],
     ) -> Answer {
         check_authority(ca, sealed_key)?;
-        let authority = self.authority()?;
-        if authority.generation.checked_add(1) != Some(generation) || authority.ca == ca {
-            return Err(Refusal::NoRotation);
-        }
-        Ok(authority.follow_with(generation, ca, sealed_key))
+        self.authority()?.follow_with(generation, ca, sealed_key)
     }
 
     pub(super) fn finish_rotation(&mut self, generation: u32) -> Answer {
