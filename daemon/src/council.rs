@@ -168,11 +168,13 @@ impl Founding {
         let (node_key, request) = pki::request()?;
         let validity = pki::Validity::from_now(life);
         let cert = authority.sign(&request, seat.node, seat.addr.ip(), validity)?;
+        let der = pki::certificate::from_pem(&cert)?;
         let first = Candidate {
             node: seat.node,
             name: seat.name.clone(),
             addr: seat.addr,
-            fingerprint: pki::fingerprint(&pki::certificate::from_pem(&cert)?),
+            fingerprint: pki::fingerprint(&der),
+            ends_ms: pki::expires(&der).ok(),
             facts,
             nonce: unique().ok_or(Error::Random)?,
         };

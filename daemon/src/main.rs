@@ -24,7 +24,7 @@ const THREADS: usize = 2;
 
 /// The node daemon of a Unum cluster.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, long_version = version())]
 struct Arguments {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -35,6 +35,16 @@ struct Arguments {
     /// Write the manual page into this directory, and exit
     #[arg(long, value_name = "DIR", hide = true)]
     man: Option<PathBuf>,
+}
+
+/// What decides which others it works with, before it is started.
+fn version() -> String {
+    format!(
+        "{}, netlink protocol {}, daemon protocol {}",
+        env!("CARGO_PKG_VERSION"),
+        ssi::uapi::VERSION,
+        ssid::msg::VERSION,
+    )
 }
 
 fn main() -> ExitCode {

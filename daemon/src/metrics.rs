@@ -171,8 +171,13 @@ fn encoded(
     registry.register("peer_up", "Whether another node is heard and linked", up);
     let accusers: Family<Vec<(&str, String)>, Gauge> = Family::default();
     let quarantined: Family<Vec<(&str, String)>, Gauge> = Family::default();
+    let ends: Family<Vec<(&str, String)>, Gauge> = Family::default();
     for (node, member) in &state.nodes {
         let labels = vec![("node", node.to_string())];
+        if let Some(ms) = state.ends_ms.get(&member.fingerprint) {
+            let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
+            ends.get_or_create(&labels).set(seconds);
+        }
         let count = i64::try_from(member.conduct.accusers.len()).unwrap_or(i64::MAX);
         accusers.get_or_create(&labels).set(count);
         quarantined
@@ -183,6 +188,8 @@ fn encoded(
     registry.register("node_accusers", help, accusers);
     let help = "Whether most others accuse a node";
     registry.register("node_quarantined", help, quarantined);
+    let help = "When the certificate of a node runs out, in seconds since 1970";
+    registry.register("node_certificate_end_seconds", help, ends);
     registry.register("module_up", "Whether the module answers", {
         let gauge: Gauge = Gauge::default();
         gauge.set((!stats.is_empty()).into());
@@ -238,6 +245,27 @@ mod tests {
         }
         let silent = encoded(&entries, &none, &[]).unwrap();
         assert!(silent.contains("unum_module_up 0\n"), "{silent}");
+    }
+
+    #[test]
+    fn what_is_agreed_on_about_nodes_is_told() {
+        let mut state = crate::core::state::tests::of_nodes(2);
+        let member = state.nodes.get_mut(&NodeId::new(2).unwrap()).unwrap();
+        member.conduct.quarantined = true;
+        let fingerprint = member.fingerprint;
+        state.ends_ms.insert(fingerprint, 1_700_000_000_999);
+        let text = encoded(&[], &state, &[]).unwrap();
+        for line in [
+            "unum_node_accusers{node=\"n2\"} 0",
+            "unum_node_quarantined{node=\"n1\"} 0",
+            "unum_node_quarantined{node=\"n2\"} 1",
+            "unum_node_certificate_end_seconds{node=\"n2\"} 1700000000",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
+        // Of one of which it is not known nothing is told.
+        let unknown = "unum_node_certificate_end_seconds{node=\"n1\"}";
+        assert!(!text.contains(unknown), "{text}");
     }
 
     #[test]

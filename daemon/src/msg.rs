@@ -22,7 +22,7 @@ pub use moving::{
 };
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Bytes of the length before a message.

@@ -109,6 +109,8 @@ fn found_and_join(cluster: &Cluster) -> Result<()> {
     }
     let shown = cluster.ssictl_json(N2, &["node", "show", "four"])?;
     ensure!(shown["id"] == 4 && shown["role"] == "learner", "{shown}");
+    let ends_ms = shown["certificate_ends_ms"].as_u64();
+    ensure!(ends_ms > shown["joined_ms"].as_u64(), "{shown}");
     cluster.wait_linked(&cluster.nodes())?;
     Ok(())
 }

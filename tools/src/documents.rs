@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Whether the documents are true: every command line of `ssictl` in them is one, and a test in virtual
-//! machines runs such a command.
+//! machines runs such a command; and whether they tell every reason for which something is declined.
 
 use std::fs;
 use std::path::Path;
@@ -178,8 +178,56 @@ fn is_beginning(kind: ErrorKind) -> bool {
     )
 }
 
+/// The sources below `dir`, in no order.
+fn sources(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+/// The stable words in a source: what its functions named `code` give, and with what it declines.
+fn reasons(source: &str) -> Vec<&str> {
+    let codes = source
+        .split("fn code(")
+        .skip(1)
+        .filter_map(|f| f.split_once("\n    }"))
+        .flat_map(|(body, _)| body.split("=> \"").skip(1));
+    let declined = source.split("declined(").skip(1);
+    let declined = declined.filter_map(|rest| rest.trim_start().strip_prefix('"'));
+    let words = codes.chain(declined).filter_map(|rest| rest.split('"').next());
+    words.filter(|word| !word.is_empty()).collect()
+}
+
+#[test]
+fn every_reason_is_in_a_document() {
+    let admin = files("Documentation/admin", ".md");
+    let design = files("Documentation/design", ".md");
+    let text: String = admin.into_iter().chain(design).map(|(_, t)| t).collect();
+    let mut all = Vec::new();
+    sources(&top().join("daemon/src"), &mut all);
+    let mut words: Vec<&str> = all.iter().flat_map(|s| reasons(s)).collect();
+    words.sort_unstable();
+    words.dedup();
+    // Should they be written in another way, this must be as well.
+    assert!(words.len() > 70, "only {} were found", words.len());
+    words.retain(|word| !text.contains(&format!("`{word}`")));
+    assert!(words.is_empty(), "in no document: {}", words.join(", "));
+}
+
 #[test]
 fn what_is_wrong_is_found() {
+    let source = "
+    pub fn code(self) -> &'static str {
+        match self { A => \"a-a\", B(_) => \"b\" }
+    }
+    fn other() { \"c\"; Failure::declined(
+        \"d-d\", format!(\"e\")); declined(code, text) }";
+    assert_eq!(reasons(source), ["a-a", "b", "d-d"]);
     let text = "
     # ssictl node leave --farce
     $ ssictl frobnicate            # or ssictl ps

@@ -213,6 +213,10 @@ pub(crate) fn show(socket: &Path, a: &NodeShow) -> Result<(), Fail> {
                     n.pardoned.map_or("-".to_owned(), |at| at.to_string()),
                 ),
                 ("certificate", n.fingerprint.clone()),
+                (
+                    "runs out",
+                    n.certificate_ends_ms.map_or("-".to_owned(), time),
+                ),
                 ("authority", n.generation.to_string()),
                 ("kernel", n.kernel.clone()),
                 ("processor", n.features.join(" ")),

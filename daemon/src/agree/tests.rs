@@ -250,6 +250,7 @@ fn candidate(node: u16) -> Candidate {
         name: format!("n{node}"),
         addr: SocketAddr::from(([10, 0, 0, 1], 7400 + node)),
         fingerprint: Hash::of(&node.to_le_bytes()),
+        ends_ms: None,
         facts: Facts {
             kernel: "7.3.4".to_owned(),
             ..Facts::default()

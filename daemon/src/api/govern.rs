@@ -192,6 +192,9 @@ pub struct ShowNodeReply {
     pub accusations: Vec<Accusation>,
     /// Fingerprint of its certificate.
     pub fingerprint: String,
+    /// When that runs out, in ms since 1970, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_ends_ms: Option<u64>,
     /// The authority that made the certificate: how many there were before.
     pub generation: u32,
     /// Its kernel.

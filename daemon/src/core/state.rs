@@ -26,7 +26,7 @@ mod presence;
 mod rights;
 pub(crate) mod spell;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod token;
 
 use authority::RESERVED;
@@ -385,6 +385,9 @@ impl State {
             conduct: Conduct::default(),
         };
         self.nodes.insert(node, member);
+        let ends_ms = candidate.ends_ms;
+        self.ends_ms
+            .extend(ends_ms.map(|end| (candidate.fingerprint, end)));
         Outcome::Joined { node, epoch }
     }
 

@@ -108,13 +108,15 @@ impl Council {
             }
             let next = state.next_node();
             let node = next.ok_or_else(|| Failure::from(Refusal::ClusterFull))?;
-            let (certificate, fingerprint, _) = self.sign(&authority, &ask.request, node, addr)?;
+            let (certificate, fingerprint, ends_ms) =
+                self.sign(&authority, &ask.request, node, addr)?;
             let name = Some(ask.name.clone()).filter(|n| !n.is_empty());
             let candidate = Candidate {
                 node,
                 name: name.unwrap_or_else(|| node.to_string()),
                 addr,
                 fingerprint,
+                ends_ms,
                 facts: Clone::clone(&facts),
                 nonce,
             };

@@ -328,6 +328,7 @@ impl Connection {
             pardoned: member.conduct.pardoned,
             accusations: accusations.collect(),
             fingerprint: member.fingerprint.to_string(),
+            certificate_ends_ms: state.ends_ms.get(&member.fingerprint).copied(),
             generation: member.generation,
             kernel: member.facts.kernel.clone(),
             features: member.facts.features.iter().cloned().collect(),

@@ -26,6 +26,8 @@ pub struct Candidate {
     pub addr: SocketAddr,
     /// Fingerprint of its certificate.
     pub fingerprint: Hash,
+    /// When that runs out, in milliseconds since 1970, if it is known.
+    pub ends_ms: Option<u64>,
     /// What it is like.
     pub facts: Facts,
     /// Random: the same join applied twice makes one node.

@@ -36,6 +36,7 @@ fn candidate(n: u16, salt: u32) -> Candidate {
         name: format!("host-{salt}"),
         addr: SocketAddr::from(([10, 0, salt.to_le_bytes()[1], salt.to_le_bytes()[0]], 7400)),
         fingerprint: hash(salt),
+        ends_ms: None,
         facts: facts(),
         nonce: Unique(salt.into()),
     }
@@ -101,7 +102,7 @@ fn founded() -> State {
 }
 
 /// Founded, and `n` nodes in all.
-pub(in crate::core) fn of_nodes(n: u16) -> State {
+pub(crate) fn of_nodes(n: u16) -> State {
     let mut state = founded();
     for n in 2..=n {
         let outcome = state.apply(&join(candidate(n, n.into())));
@@ -154,7 +155,10 @@ fn nothing_is_done_before_there_is_a_cluster() {
 #[test]
 fn a_join_applied_twice_makes_one_node() {
     let mut state = founded();
-    let command = join(candidate(2, 2));
+    let command = join(Candidate {
+        ends_ms: Some(NOW_MS + DAY_MS),
+        ..candidate(2, 2)
+    });
     let outcome = state.apply(&command);
     assert_eq!(
         outcome,
@@ -163,6 +167,7 @@ fn a_join_applied_twice_makes_one_node() {
             epoch: 2
         }
     );
+    assert_eq!(state.ends_ms, [(hash(2), NOW_MS + DAY_MS)].into());
     let after = state.clone();
     assert_eq!(state.apply(&command), outcome);
     assert_eq!(state, after);
@@ -449,7 +454,7 @@ fn a_node_has_so_many_certificates_and_those_that_run_out_are_forgotten() {
         now_ms,
     };
     let renewed = |n: u32, now_ms| renewed_for(n, now_ms, LIFE_MS);
-    // When the first one runs out is not known.
+    // When the first one runs out is not known here.
     let many = u32::try_from(MAX_EARLIER).unwrap() + 1;
     for n in 100..100 + many {
         assert_eq!(state.apply(&renewed(n, NOW_MS)), Outcome::Done);

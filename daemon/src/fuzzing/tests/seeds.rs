@@ -222,6 +222,7 @@ fn candidate(n: u16) -> Candidate {
         name: format!("host-{n}"),
         addr: ([10, 0, 0, n.to_le_bytes()[0]], 7400).into(),
         fingerprint: Hash::of(&n.to_le_bytes()),
+        ends_ms: Some(1_700_000_000_000),
         facts: facts(),
         nonce: Unique(n.into()),
     }

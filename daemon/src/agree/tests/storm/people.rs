@@ -35,6 +35,7 @@ fn candidate(node: NodeId, machine: Unique) -> Candidate {
         name: format!("machine-{number}"),
         addr: SocketAddr::from(([10, 0, high, low], 7400)),
         fingerprint: Hash::of(&number.to_be_bytes()),
+        ends_ms: None,
         facts: facts(),
         nonce: machine,
     }
