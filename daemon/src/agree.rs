@@ -298,12 +298,21 @@ fn claim(dir: &Path) -> Result<File, Error> {
     }
 }
 
-/// What is in the directory, or new.
+/// Makes the files in `dir` for `own`, which was no node before. It has to have them from then on: one that came to have
+/// forgotten what it said could vote twice.
+///
+/// # Errors
+/// When there are some, or they cannot be written.
+pub fn begin(dir: &Path, own: NodeId) -> Result<(), Error> {
+    let _lock = claim(dir)?;
+    log::LogFile::begin(&dir.join(log::NAME), own).map_err(Error::Disk)
+}
+
+/// What is in the directory.
 fn load(dir: &Path, own: NodeId) -> Result<(File, Log, Failed, Machine), Error> {
     let lock = claim(dir)?;
     let machine = Machine::open(dir).map_err(Error::Disk)?;
-    let opened = Log::open(dir, own, machine.applied().is_none());
-    let (log, failed) = opened.map_err(Error::Disk)?;
+    let (log, failed) = Log::open(dir, own).map_err(Error::Disk)?;
     gap(dir, log.purged(), machine.applied())?;
     Ok((lock, log, failed, machine))
 }
@@ -320,11 +329,11 @@ fn gap(dir: &Path, purged: Option<LogId>, applied: Option<LogId>) -> Result<(), 
 }
 
 impl Agreement {
-    /// Goes on where the files in `dir` end, and makes them if there are none. A new node waits
-    /// until it founds a cluster or is made a member of one.
+    /// Goes on where the files in `dir` end; [`begin`] has made them. A new node waits until it founds a
+    /// cluster or is made a member of one.
     ///
     /// # Errors
-    /// When the files cannot be read or written, are damaged or in use.
+    /// When the files are missing, cannot be read or written, are damaged or in use.
     pub async fn open(
         dir: &Path,
         own: NodeId,

@@ -13,7 +13,7 @@ use ssi::id::NodeId;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::agree::Timing;
+use crate::agree::{self, Timing};
 use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::config::{Config, address};
@@ -235,6 +235,7 @@ impl Stage {
             self.store
                 .save_credentials(&credentials)
                 .map_err(|e| failed(&e))?;
+            agree::begin(&self.store.agreed(), node).map_err(|e| failed(&e))?;
             let seat = founding.seat.clone();
             let cluster = self.form(seat, credentials).await;
             let cluster = cluster.map_err(|e| failed(&e))?;
@@ -303,12 +304,14 @@ impl Stage {
             addr: own.first().map_or(addr, |o| o.addr),
             others,
         };
-        let save = self
-            .store
-            .clear()
-            .and_then(|()| self.store.save_credentials(&credentials))
-            .and_then(|()| self.store.save(&seat));
-        save.map_err(|e| failed(&e))?;
+        let store = &self.store;
+        let save = || -> Result<(), daemon::Error> {
+            store.clear()?;
+            store.save_credentials(&credentials)?;
+            agree::begin(&store.agreed(), node).map_err(council::Error::from)?;
+            Ok(store.save(&seat)?)
+        };
+        save().map_err(|e| failed(&e))?;
         self.form(seat, credentials).await.map_err(|e| {
             Failure::Unavailable(format!(
                 "this machine is {node} of the cluster now, but does not work yet: {}; see to that and start ssid again",

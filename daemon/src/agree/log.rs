@@ -82,14 +82,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    /// Opens the log of `node` in `dir`, and makes one if there is none and `may_make` says so. What is
-    /// told when the disk fails comes with it: it may fail while nobody waits for it.
+    /// Opens the log of `node` in `dir`. What is told when the disk fails comes with it: it may fail while
+    /// nobody waits for it.
     ///
     /// # Errors
     /// When it cannot be read or written, is damaged, missing, or that of another node.
-    pub fn open(dir: &Path, node: NodeId, may_make: bool) -> Result<(Self, Failed), Error> {
+    pub fn open(dir: &Path, node: NodeId) -> Result<(Self, Failed), Error> {
         let (failed, told) = oneshot::channel();
-        let file = LogFile::open(dir.join(NAME), node, may_make)?;
+        let file = LogFile::open(dir.join(NAME), node)?;
         let queue = Queue {
             held: file.held().clone(),
             records: Vec::new(),

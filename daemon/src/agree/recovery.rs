@@ -85,7 +85,7 @@ impl Estate {
     pub fn open(dir: &Path, own: NodeId) -> Result<Self, Error> {
         let lock = claim(dir)?;
         let machine = Machine::open(dir).map_err(Error::Disk)?;
-        let log = LogFile::open(dir.join(log::NAME), own, false).map_err(Error::Disk)?;
+        let log = LogFile::open(dir.join(log::NAME), own).map_err(Error::Disk)?;
         gap(dir, log.held().purged, machine.applied())?;
         let mut state = State::clone(&machine.watch().borrow());
         let entries = log.held().entries.values();

@@ -347,6 +347,10 @@ impl Cluster {
     }
 
     async fn start(&self, node: u16) -> Agreement {
+        let dir = self.dir_of(node);
+        if !dir.exists() {
+            begin(&dir, n(node)).unwrap();
+        }
         let started = self.try_start(node).await.unwrap();
         let mut wires = self.wires.lock().unwrap();
         wires.nodes.insert(n(node), started.clone());
@@ -559,6 +563,14 @@ async fn a_damaged_or_missing_file_is_an_error_that_names_it() {
         assert!(said.contains(log.to_str().unwrap()), "{said}");
         fs::write(&path, &whole).unwrap();
     }
+    // Nor does it begin anew when all is gone, and nothing else may have it do so.
+    let (dir, away) = (cluster.dir_of(1), cluster.dir.path().join("away"));
+    fs::rename(&dir, &away).unwrap();
+    let e = cluster.try_start(1).await.err().unwrap();
+    assert!(matches!(e, Error::Disk(disk::Error::Missing { .. })), "{e}");
+    fs::remove_dir_all(&dir).unwrap();
+    fs::rename(&away, &dir).unwrap();
+    assert!(matches!(begin(&dir, n(1)), Err(Error::Disk(_))));
     let one = cluster.start(1).await;
     assert_eq!(one.read().await.unwrap().kv.list("").count(), 50);
 }

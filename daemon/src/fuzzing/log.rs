@@ -28,7 +28,7 @@ pub fn run(data: &[u8]) {
         .join(if is_log { log::NAME } else { machine::NAME });
     let read = || -> Result<String, disk::Error> {
         if is_log {
-            Log::open(dir.path(), node(1), false).map(|log| format!("{log:?}"))
+            Log::open(dir.path(), node(1)).map(|log| format!("{log:?}"))
         } else {
             Machine::open(dir.path()).map(|machine| format!("{machine:?}"))
         }

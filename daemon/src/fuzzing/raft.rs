@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{node, scratch};
 use crate::agree::carrier::{Asked, Carrier, NoAnswer};
-use crate::agree::{Agreement, Role, Timing};
+use crate::agree::{self, Agreement, Role, Timing};
 use crate::core::state::State;
 
 /// Most messages of one run.
@@ -49,6 +49,7 @@ pub fn run(data: &[u8]) {
         .build()
         .expect("a runtime");
     let dir = scratch();
+    agree::begin(dir.path(), node(1)).expect("new files");
     let open = || Agreement::open(dir.path(), node(1), Arc::new(Cut), Timing::default());
     runtime.block_on(async {
         let agreement = open().await.expect("a new one");

@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
     use crate::agree::Vote;
-    use crate::agree::log::Log;
+    use crate::agree::log::{self, Log};
 
     fn vote(term: u64) -> Vote {
         let vote =
@@ -218,7 +218,11 @@ mod tests {
     }
 
     fn open(dir: &Path) -> Log {
-        Log::open(dir, NodeId::new(1).unwrap(), true).unwrap().0
+        let node = NodeId::new(1).unwrap();
+        if !dir.join(log::NAME).exists() {
+            log::LogFile::begin(&dir.join(log::NAME), node).unwrap();
+        }
+        Log::open(dir, node).unwrap().0
     }
 
     /// A vote that a sync did not bring to the disk is there after a restart of the daemon; then it has to

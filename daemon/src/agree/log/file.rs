@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,14 +116,24 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens that of `node` at `path`, and makes one if there is none and `may_make` says so.
+    /// Makes that of `node`, which has said nothing yet, at `path`.
+    ///
+    /// # Errors
+    /// When there is one, or it cannot be written.
+    pub fn begin(path: &Path, node: NodeId) -> Result<(), Error> {
+        if path.exists() {
+            return Err(disk::failed("make", path)(io::ErrorKind::AlreadyExists.into()));
+        }
+        disk::replace(path, &Held::default().sealed(node, path)?).map(drop)
+    }
+
+    /// Opens that of `node` at `path`.
     ///
     /// # Errors
     /// When it cannot be read or written, is damaged, missing, or that of another node.
-    pub fn open(path: PathBuf, node: NodeId, may_make: bool) -> Result<Self, Error> {
+    pub fn open(path: PathBuf, node: NodeId) -> Result<Self, Error> {
         let mut held = Held::default();
         match disk::load::<Record>(&path)? {
-            None if may_make => {}
             None => return Err(Error::Missing { path }),
             Some((records, bytes)) => {
                 let damaged = |at, why| Error::Damaged {

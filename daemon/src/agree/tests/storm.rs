@@ -206,6 +206,7 @@ impl Storm {
         witness::with(|witness| witness.seat(node, machine));
         Witness::verdict()?;
         self.machines.insert(node, 0);
+        begin(&self.dir_of(node), node).map_err(|e| format!("{node} has files: {e}"))?;
         let opened = self.open(node).await;
         opened.map_err(|e| format!("{node} does not start: {e}"))
     }

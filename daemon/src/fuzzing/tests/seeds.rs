@@ -9,7 +9,7 @@ use serde_json::json;
 use ssi::uapi::Reason;
 
 use super::super::{authority, credentials, node, seat, tls};
-use crate::agree::{Agreement, Timing};
+use crate::agree::{self, Agreement, Timing};
 use crate::core::facts::Facts;
 use crate::core::hash::Hash;
 use crate::core::kv;
@@ -504,6 +504,7 @@ fn agreed() -> (Vec<u8>, Vec<u8>) {
     };
     runtime.block_on(async {
         let carrier = std::sync::Arc::new(super::super::raft::Cut);
+        agree::begin(dir.path(), node(1)).unwrap();
         let agreement = Agreement::open(dir.path(), node(1), carrier, timing)
             .await
             .unwrap();
