@@ -15,6 +15,7 @@ pub mod controls;
 pub mod failures;
 pub mod forming;
 pub mod garbage;
+mod guide;
 pub mod host;
 pub mod lines;
 mod members;

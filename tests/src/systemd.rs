@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, N1, N2, N3, Node};
+use crate::guide;
 use crate::host::eventually;
 use crate::lines;
+use crate::members::{SOON, join_line, ok, whole};
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
 use crate::proc::{End, Proc, Start};
@@ -17,6 +19,12 @@ use crate::suite::{Leg, Test};
 
 /// Longest wait for a service to come back.
 const BACK: Duration = Duration::from_secs(60);
+/// Longest time that what the guide has typed may take: `depmod` reads all modules there are.
+const TYPED: Duration = Duration::from_secs(300);
+/// Where files for the guide are.
+const FILES: &str = "/root/unum";
+/// Has modprobe load the module from where the machines have it.
+const MODPROBE: &str = "/etc/modprobe.d/unum.conf";
 
 /// The tests.
 pub fn tests() -> Vec<Test> {
@@ -29,8 +37,10 @@ pub fn tests() -> Vec<Test> {
         Test::new("stopped", stopped),
         Test::new("sockets", sockets),
         Test::new("journal", journal),
+        Test::new("install", install),
         Test::new("restore", restore),
         Test::new("upgrade", upgrade),
+        Test::new("damaged", damaged),
     ];
     tests
         .into_iter()
@@ -96,6 +106,14 @@ fn undisturbed(cluster: &Cluster, disturb: impl Fn(Node) -> Result<()>) -> Resul
         "bc says {:?}, not {answers:?}",
         reader.output()
     );
+    Ok(())
+}
+
+/// Runs on a node what a block of a section of the guide has typed, in the directory [`FILES`].
+fn type_in(cluster: &Cluster, node: Node, section: &str, block: usize) -> Result<()> {
+    let script = format!("cd {FILES}\n{}", guide::script(section, block)?);
+    let output = cluster.exec_with(node, &["bash", "-c", &script], b"", TYPED)?;
+    ok(output).with_context(|| format!("on {node}: {script}"))?;
     Ok(())
 }
 
@@ -299,24 +317,57 @@ fn journal(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The files that `make all` builds, put where the guide says: "Set up".
+fn install(cluster: &Cluster) -> Result<()> {
+    cluster.stop_daemon(N3)?;
+    cluster.unload(N3)?;
+    let take_out = format!(
+        "set -e; rm -rf {FILES}; mkdir -p {FILES}/build {FILES}/daemon; mv {MODPROBE} /root
+        mv /usr/sbin/ssid /usr/bin/ssictl {FILES}/build; cp /ssi/ssi.ko {FILES}/build
+        systemctl disable ssid; mv /etc/systemd/system/ssid.service {FILES}/daemon"
+    );
+    cluster.sh(N3, &take_out)?;
+    type_in(cluster, N3, "Set up", 0)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    let found = cluster.sh(
+        N3,
+        "modinfo -n ssi; command -v ssid ssictl; systemctl is-enabled ssid",
+    )?;
+    let found: Vec<&str> = found.lines().collect();
+    ensure!(
+        matches!(found[..], [module, "/usr/sbin/ssid", "/usr/sbin/ssictl", "enabled"] if module.ends_with("/updates/ssi.ko")),
+        "{found:?}"
+    );
+    // As they were.
+    let put_back = format!(
+        "mv /usr/sbin/ssictl /usr/bin/; rm \"$(modinfo -n ssi)\"; mv /root/unum.conf {MODPROBE}; rm -r {FILES}"
+    );
+    cluster.sh(N3, &put_back)?;
+    crate::failures::still_works(cluster)
+}
+
 /// Copies are made while the daemons are stopped, which no process notices, and are put back on empty nodes: "Back up".
 fn restore(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes();
+    let type_all = |block| {
+        cluster
+            .on_all(&nodes, |on| type_in(cluster, on, "Back up", block))
+            .map(drop)
+    };
     let all = |script: &str| {
         cluster
             .on_all(&nodes, |on| cluster.sh(on, script))
             .map(drop)
     };
     let get = |name| cluster.ssictl(N2, &["kv", "get", name]);
+    all(&format!("mkdir -p {FILES}; rm -rf /root/audit-before"))?;
     cluster.sh(N1, "ssictl kv put kept/before yes")?;
     let mut writer = Proc::start(cluster, &Start::guest("count 20"))?;
     writer.ready()?;
     hop(&writer, "count", Doing::Sleeping, N2)?;
-    all("systemctl stop ssid")?;
     let before = writer.lines().len();
-    all("tar -C /var/lib/ssid -cf /tmp/ssid.tar .")?;
+    type_all(0)?;
     writer.wait_lines(before + 20, BACK)?;
-    all("systemctl start ssid")?;
     cluster.wait_linked(&nodes)?;
     writer.must_pass()?;
     let lines = writer.lines();
@@ -325,9 +376,7 @@ fn restore(cluster: &Cluster) -> Result<()> {
 
     all("systemctl stop ssid")?;
     cluster.on_all(&nodes, |on| cluster.unload(on))?;
-    all("rm -rf /var/lib/ssid/*; insmod /ssi/ssi.ko")?;
-    all("tar -C /var/lib/ssid -xf /tmp/ssid.tar")?;
-    all("systemctl start ssid")?;
+    type_all(1)?;
     cluster.wait_linked(&nodes)?;
     let kept = get("kept/before")?;
     ensure!(
@@ -338,6 +387,7 @@ fn restore(cluster: &Cluster) -> Result<()> {
     let later = get("kept/later")?;
     ensure!(later.status == 4, "{}", later.evidence());
     cluster.sh(N3, "ssictl kv put kept/later yes")?;
+    all(&format!("rm -rf {FILES} /root/audit-before"))?;
     crate::failures::still_works(cluster)
 }
 
@@ -356,13 +406,61 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
     hop(&guest, "count", Doing::Sleeping, N3)?;
     hop(&own, "count", Doing::Sleeping, N2)?;
     own.must_pass()?;
-    cluster.stop_daemon(N2)?;
-    cluster.unload(N2)?;
-    cluster.sh(N2, "insmod /ssi/ssi.ko; systemctl start ssid")?;
+    let ready = format!(
+        "set -e; mkdir -p {FILES} /lib/modules/$(uname -r)/updates; mv {MODPROBE} /root; cp /ssi/ssi.ko {FILES}"
+    );
+    cluster.sh(N2, &ready)?;
+    type_in(cluster, N2, "Upgrade", 0)?;
     cluster.sh(N1, "ssictl node uncordon n2")?;
     cluster.wait_linked(&cluster.nodes())?;
     hop(&guest, "count", Doing::Sleeping, N2)?;
     guest.must_pass()?;
+    let put_back =
+        format!("rm \"$(modinfo -n ssi)\"; mv /root/unum.conf {MODPROBE}; rm -r {FILES}");
+    cluster.sh(N2, &put_back)?;
     let lines = guest.lines();
     lines::check(lines.iter().map(|(_, line)| line.as_str()), |_| Ok(())).map(drop)
+}
+
+/// A node whose files are damaged, or gone, does not start and says what to do: "A node does not start". That makes it a node again.
+fn damaged(cluster: &Cluster) -> Result<()> {
+    const AGREED: &str = "/var/lib/ssid/agreed";
+    let says = |what: &str| {
+        eventually(BACK, || {
+            let log = cluster.sh(N3, "journalctl -u ssid -o cat --no-pager -n 40")?;
+            let told =
+                log.contains(what) && log.contains("\"A node does not start\" in cluster.md");
+            Ok((!told).then_some(log))
+        })
+    };
+    cluster.stop_daemon(N3)?;
+    // The first byte of the first record behind its length and checksums.
+    let flip = format!("printf '\\377' | dd of={AGREED}/log bs=1 seek=20 conv=notrunc");
+    cluster.sh(N3, &flip)?;
+    cluster.sh(N3, "systemctl start ssid || true")?;
+    says("agreed/log is damaged")?;
+    cluster.stop_daemon(N3)?;
+    cluster.sh(N3, &format!("rm -r {AGREED}; systemctl start ssid || true"))?;
+    says("agreed/log is missing")?;
+
+    eventually(SOON, || {
+        let output = cluster.ssictl(N1, &["node", "remove", "n3"])?;
+        Ok((output.status != 0).then(|| output.evidence()))
+    })?;
+    cluster.sh(N3, &format!("mkdir -p {FILES}; rm -rf /root/audit-of-n3"))?;
+    type_in(cluster, N3, "A node does not start", 0)?;
+    cluster.sh(N3, "sync")?;
+    cluster.kill(N3)?;
+    cluster.start(N3)?;
+    let text = ok(cluster.ssictl(N1, &["cluster", "token", "create"])?)?;
+    let line = join_line(&text)?;
+    ok(cluster.ssictl(N3, &line)?)?;
+    cluster.sh(N3, &format!("rm -rf {FILES} /root/audit-of-n3"))?;
+    whole(cluster, N1, &["n1", "n2", "n4"])?;
+    // That number was another's, and what it is called comes of the number.
+    let mut proc = Proc::start(cluster, &Start::guest("count 20"))?;
+    proc.ready()?;
+    ok(cluster.ssictl(N1, &["migrate", &proc.pid().to_string(), "--to", "n4"])?)?;
+    prove_runs(cluster, proc.pid(), "count", N1, N3, Doing::Sleeping)?;
+    proc.must_pass()
 }

@@ -199,7 +199,9 @@ fn reasons(source: &str) -> Vec<&str> {
         .flat_map(|(body, _)| body.split("=> \"").skip(1));
     let declined = source.split("declined(").skip(1);
     let declined = declined.filter_map(|rest| rest.trim_start().strip_prefix('"'));
-    let words = codes.chain(declined).filter_map(|rest| rest.split('"').next());
+    let words = codes
+        .chain(declined)
+        .filter_map(|rest| rest.split('"').next());
     words.filter(|word| !word.is_empty()).collect()
 }
 

@@ -122,7 +122,9 @@ impl LogFile {
     /// When there is one, or it cannot be written.
     pub fn begin(path: &Path, node: NodeId) -> Result<(), Error> {
         if path.exists() {
-            return Err(disk::failed("make", path)(io::ErrorKind::AlreadyExists.into()));
+            return Err(disk::failed("make", path)(
+                io::ErrorKind::AlreadyExists.into(),
+            ));
         }
         disk::replace(path, &Held::default().sealed(node, path)?).map(drop)
     }
