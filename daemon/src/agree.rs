@@ -41,7 +41,7 @@ use openraft::error::{InitializeError, RaftError};
 use openraft::{Config, EmptyNode, ServerState, SnapshotPolicy, alias};
 use serde::{Deserialize, Serialize};
 use ssi::id::NodeId;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use self::carrier::{Carrier, Links, Refusal};
@@ -69,6 +69,8 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = u64,
         Node = EmptyNode,
+        // As in the paper: one leader in a term.
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
         AsyncRuntime = Runtime,
 );
 
@@ -87,6 +89,8 @@ const SNAPSHOT_WITHIN_MS: u64 = 30_000;
 const AGAIN_MS: u64 = 50;
 /// Nobody waits longer for another to lead.
 const HANDED_OVER_IN: Duration = Duration::from_secs(1);
+/// Changes and reads that another is asked for at once: half of what one answers at once.
+const MAX_ASKED: usize = 32;
 /// Name of the file that is locked while the directory is in use.
 const LOCK: &str = "lock";
 
@@ -267,6 +271,8 @@ struct Inner {
     recall: Mutex<Recall>,
     /// Who leads and is not followed, until when.
     turned_from: Mutex<Option<(NodeId, Instant)>>,
+    /// Room for changes and reads that another is asked for, so that they do not take all the room that one has.
+    asking: Semaphore,
     /// Held while the directory is in use.
     lock: Mutex<Option<File>>,
 }
@@ -380,6 +386,7 @@ impl Agreement {
             heard: Mutex::new(None),
             recall: Mutex::default(),
             turned_from: Mutex::new(None),
+            asking: Semaphore::new(MAX_ASKED),
             lock: Mutex::new(Some(lock)),
         });
         tokio::spawn(stop_when(failed, Arc::downgrade(&inner)));

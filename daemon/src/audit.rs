@@ -193,20 +193,25 @@ pub enum Event {
 enum Cause {
     Stranger,
     Node,
+    Offender,
+    Sender,
     User,
 }
 
 /// How many [`Cause`]s there are.
-const CAUSES: usize = 3;
+const CAUSES: usize = 5;
 
 impl Event {
     /// Who can cause as many of these as they like; nobody if what it records is work itself.
     fn cause(&self) -> Option<Cause> {
         match self {
-            Event::ConnectionRefused { .. } | Event::Join { .. } => Some(Cause::Stranger),
-            Event::NodeAdmitted { .. } | Event::Arrival { .. } | Event::Offence { .. } => {
-                Some(Cause::Node)
-            }
+            Event::ConnectionRefused { .. } => Some(Cause::Stranger),
+            // One that is let in has a token.
+            Event::Join { outcome, .. } if !is_node(outcome) => Some(Cause::Stranger),
+            Event::NodeAdmitted { .. } => Some(Cause::Node),
+            Event::Offence { .. } => Some(Cause::Offender),
+            // Users have processes sent.
+            Event::Arrival { .. } => Some(Cause::Sender),
             Event::Migrate { outcome, .. } if outcome != MOVED => Some(Cause::User),
             Event::Governed { outcome, .. } if outcome != DONE => Some(Cause::User),
             _ => None,
@@ -229,6 +234,12 @@ impl Event {
         }
         self
     }
+}
+
+/// Whether the outcome of a join is a node, `n4`.
+fn is_node(outcome: &str) -> bool {
+    let number = outcome.strip_prefix('n');
+    number.is_some_and(|n| n.parse::<u16>().is_ok())
 }
 
 /// Outcome of what was done.

@@ -36,7 +36,7 @@ use crate::msg::{
 use crate::net::Net;
 use crate::peer::task::Waiting;
 use crate::peer::{Input, Peer, Replies, Service};
-use crate::proc;
+use crate::proc::{self, Mark};
 use crate::roster::Roster;
 use crate::survey;
 use crate::user::User;
@@ -149,7 +149,7 @@ impl Cluster {
             self.arrivals.set_isolated(ties.is_fenced());
         });
         for peer in self.roster().peers() {
-            peer.tell(Input::Tie(self.roster().tie(peer.node))).await;
+            peer.tell(Input::Tied).await;
         }
     }
 
@@ -320,6 +320,7 @@ impl Cluster {
         on_phase: OnPhase<'_>,
     ) -> Result<Migrated, Failure> {
         let pid = about.pid;
+        let seen = Mark::now(pid).ok_or(Failure::NoProcess(pid))?;
         let target = self.may_go(about, to)?;
         self.module.why(pid).await.map_err(|e| failure(pid, e))?;
         let home = NodeId::of_pid(pid).ok_or(Failure::NoProcess(pid))?;
@@ -328,11 +329,12 @@ impl Cluster {
             home,
             from: self.own(),
             to,
+            limited: (!about.user.is_admin).then_some(about.user.uid),
             wait,
         };
         let result = self
             .departures
-            .migrate(order, &target, &|phase: Phase| on_phase(phase.name()))
+            .migrate(order, seen, &target, &|phase: Phase| on_phase(phase.name()))
             .await;
         match &result {
             Ok(m) => tracing::info!(pid, %to, downtime_us = m.committed_us, "process moved"),
@@ -385,7 +387,7 @@ impl Cluster {
                 if let (Some(target), Some(home)) = (target, NodeId::of_pid(about.pid)) {
                     let request = Host {
                         home: home.get().into(),
-                        uids: proc::uids(about.pid),
+                        uids: proc::acts_as(about.pid),
                     };
                     target.ask_once(Request::Host(request), ASK_IN).await?;
                 }

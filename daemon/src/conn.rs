@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
@@ -39,6 +39,8 @@ pub struct Conn {
     /// Tells this connection from others of the peer.
     pub id: u64,
     queue: mpsc::Sender<Body>,
+    /// Tells the task when this is dropped.
+    _wanted: oneshot::Sender<()>,
 }
 
 impl Conn {
@@ -54,15 +56,20 @@ impl Conn {
         T: From<(u64, Heard)> + Send + 'static,
     {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
+        let (wanted, unwanted) = oneshot::channel();
         tokio::spawn(async move {
-            let why = match run(session, queued, id, &heard, &clock).await {
+            let why = match run(session, (queued, unwanted), id, &heard, &clock).await {
                 Ok(()) => "no longer wanted".to_owned(),
                 Err(e) => format!("{:#}", anyhow::Error::from(e)),
             };
             tracing::debug!(%peer, id, "control connection ended: {why}");
             let _ = heard.send((id, Heard::Closed(why)).into()).await;
         });
-        Self { id, queue }
+        Self {
+            id,
+            queue,
+            _wanted: wanted,
+        }
     }
 
     /// Puts a message into the queue; `false` when it is full or the connection is gone.
@@ -78,7 +85,7 @@ impl Conn {
 
 async fn run<T: From<(u64, Heard)>>(
     mut session: Session,
-    mut queued: mpsc::Receiver<Body>,
+    (mut queued, mut unwanted): (mpsc::Receiver<Body>, oneshot::Receiver<()>),
     id: u64,
     heard: &mpsc::Sender<T>,
     clock: &Clock,
@@ -120,7 +127,9 @@ async fn run<T: From<(u64, Heard)>>(
             body = queued.recv(), if session.backlog_bytes() < MAX_BACKLOG_BYTES => match body {
                 Some(body) => session.queue(&Envelope::new(body, clock.tick()))?,
                 None => return Ok(()),
-            }
+            },
+            // What is queued is still said to a peer that takes it.
+            _ = &mut unwanted, if session.backlog_bytes() >= MAX_BACKLOG_BYTES => return Ok(()),
         }
     }
 }
@@ -188,6 +197,30 @@ mod tests {
         liar.send(&garbage).await.unwrap();
         let found = offences(hears).await;
         assert_eq!(found, [Offence::ImpossibleTime, Offence::Unreadable]);
+    }
+
+    /// One that takes nothing cannot keep a connection that is not wanted any more.
+    #[tokio::test]
+    async fn dropping_it_closes_it_though_the_other_takes_nothing() {
+        let (_deaf, honest) = sessions().await;
+        let (conn, mut hears) = start(honest, 1);
+        let packet = vec![0; msg::MAX_MESSAGE_BYTES / 2];
+        for _ in 0..100 {
+            while conn.say(Body::Hint(Hint {
+                packet: packet.clone(),
+            })) {}
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(conn);
+        let closed = tokio::time::timeout(Duration::from_secs(5), async {
+            while let Some((_, heard)) = hears.recv().await {
+                if let Heard::Closed(why) = heard {
+                    return why;
+                }
+            }
+            String::new()
+        });
+        assert_eq!(closed.await.expect("it is closed"), "no longer wanted");
     }
 
     /// To have more to say than one may is an error of this node, and no lie of the other.

@@ -176,7 +176,7 @@ impl Founding {
             fingerprint: pki::fingerprint(&der),
             ends_ms: pki::expires(&der).ok(),
             facts,
-            nonce: unique().ok_or(Error::Random)?,
+            nonce: Unique(pki::name_of_key(&request)?),
         };
         Ok(Self {
             command: Command::Found {

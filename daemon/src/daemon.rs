@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -65,14 +64,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Monitoring could not reach it.
-    #[error("cannot listen on {addr} for metrics")]
-    Metrics {
-        /// Where.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
     /// The system refuses something every process may do.
     #[error("{what}")]
     System {
@@ -93,6 +84,10 @@ pub async fn run(config: Config, reload: Reload, mut sockets: Sockets) -> Result
     let store = Store::open(&config.state)?;
     proc::allow_all_numbers().map_err(|source| Error::System {
         what: "cannot set kernel.pid_max",
+        source,
+    })?;
+    proc::allow_many_files().map_err(|source| Error::System {
+        what: "cannot raise the limit of open files",
         source,
     })?;
     let socket = serve::listen(&config.socket, &mut sockets)?;
@@ -127,9 +122,7 @@ pub async fn run(config: Config, reload: Reload, mut sockets: Sockets) -> Result
         version: env!("CARGO_PKG_VERSION"),
     });
     if let Some(addr) = config.metrics {
-        let unheard = |source| Error::Metrics { addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(unheard)?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(&stage)));
+        tokio::spawn(metrics::listen(addr, Arc::clone(&stage)));
     }
     tokio::spawn(serve::serve(socket, Arc::clone(&stage)));
     tokio::spawn(async move {

@@ -18,7 +18,7 @@ use crate::failure::{Failure, Refusal};
 use crate::kmod::{self, Kmod};
 use crate::msg::{self, Answer, Cancel, Migrated, Prepare, Request};
 use crate::peer::Peer;
-use crate::proc;
+use crate::proc::{self, Mark};
 
 /// The target may read files of any size before it answers.
 const PREPARE_IN: Duration = Duration::from_secs(90);
@@ -42,6 +42,8 @@ const CANCEL_IN: Duration = Duration::from_secs(180);
 const CANCEL_AGAIN: Duration = Duration::from_secs(10);
 /// Pause before it is told again.
 const CANCEL_PAUSE: Duration = Duration::from_secs(1);
+/// Migrations from here at once that one user wants.
+const MAX_OF_USER: usize = 32;
 /// Inputs of one migration that wait.
 const MAX_INPUTS: usize = 16;
 /// Bytes of files named in one request: leaves room for the rest of the message.
@@ -58,6 +60,8 @@ pub struct Order {
     pub from: NodeId,
     /// The target.
     pub to: NodeId,
+    /// Who wants it, if that is one who may only have so many under way.
+    pub limited: Option<u32>,
     /// Whether to wait for the memory.
     pub wait: bool,
 }
@@ -67,7 +71,14 @@ pub struct Order {
 pub struct Departures {
     module: Kmod,
     digests: Arc<Digests>,
-    under_way: Mutex<HashMap<u64, mpsc::Sender<Input>>>,
+    under_way: Mutex<HashMap<u64, UnderWay>>,
+}
+
+/// A migration of this node.
+#[derive(Debug)]
+struct UnderWay {
+    limited: Option<u32>,
+    inputs: mpsc::Sender<Input>,
 }
 
 /// One of them, in the table for as long as this lives.
@@ -93,7 +104,7 @@ impl Departures {
         }
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Input>>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<u64, UnderWay>> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -111,21 +122,32 @@ impl Departures {
 
     /// Reports of the module were lost.
     pub fn doubt(&self) {
-        for inputs in self.under_way().values() {
-            let _ = inputs.try_send(Input::Doubt(false));
+        for one in self.under_way().values() {
+            let _ = one.inputs.try_send(Input::Doubt(false));
         }
     }
 
     fn tell(&self, token: u64, input: Input) {
-        if let Some(inputs) = self.under_way().get(&token) {
-            let _ = inputs.try_send(input);
+        if let Some(one) = self.under_way().get(&token) {
+            let _ = one.inputs.try_send(input);
         }
     }
 
-    fn begin(&self) -> Result<Departure<'_>, Failure> {
+    fn begin(&self, order: Order) -> Result<Departure<'_>, Failure> {
         let token = random().ok_or_else(|| Failure::Unavailable("no random numbers".to_owned()))?;
         let (sender, inputs) = mpsc::channel(MAX_INPUTS);
-        self.under_way().insert(token, sender);
+        let mut all = self.under_way();
+        let as_many = |uid| all.values().filter(|one| one.limited == Some(uid)).count();
+        if order.limited.is_some_and(|uid| as_many(uid) >= MAX_OF_USER) {
+            let text = format!("{MAX_OF_USER} processes are on their way for you: wait for one");
+            return Err(Failure::declined("too-many-moves", text));
+        }
+        let one = UnderWay {
+            limited: order.limited,
+            inputs: sender,
+        };
+        all.insert(token, one);
+        drop(all);
         Ok(Departure {
             all: self,
             token,
@@ -133,19 +155,21 @@ impl Departures {
         })
     }
 
-    /// Moves a process that runs here; `progress` is told every phase.
+    /// Moves a process that runs here, if it is still the one that was `seen` when somebody asked for it;
+    /// `progress` is told every phase.
     ///
     /// # Errors
     /// Why it did not move, or why nobody knows.
     pub async fn migrate(
         &self,
         order: Order,
+        seen: Mark,
         target: &Peer,
         progress: &(dyn Fn(Phase) + Send + Sync),
     ) -> Result<Migrated, Failure> {
         let start = Instant::now();
         let mut migration = Migration::new(order.wait);
-        let mut departure = self.begin()?;
+        let mut departure = self.begin(order)?;
         progress(migration.phase());
         self.wait_whole(order.pid).await;
         let (ids, files) = self.read_files(order.pid).await;
@@ -183,7 +207,7 @@ impl Departures {
                             departure.token,
                             files.take().unwrap_or_default(),
                             target,
-                            &ids,
+                            (&ids, &seen),
                         )
                         .await;
                     took.prepare_us = micros(start).saturating_sub(took.digest_us);
@@ -196,6 +220,10 @@ impl Departures {
                         }
                         Err(input) => input,
                     }
+                }
+                Some(Output::Move) if Mark::now(order.pid).as_ref() != Some(&seen) => {
+                    // Reading files and waiting for memory took a while.
+                    Input::Begun(Err(Failure::NoProcess(order.pid)))
                 }
                 Some(Output::Move) => {
                     moving = Instant::now();
@@ -280,7 +308,7 @@ impl Departures {
         token: u64,
         files: Vec<msg::File>,
         target: &Peer,
-        ids: &[FileId],
+        (ids, seen): (&[FileId], &Mark),
     ) -> Result<Vec<FileId>, Input> {
         // Last, so that the time on the way is all that the target's view of it lags.
         let clocks = proc::clocks_of(order.pid);
@@ -293,7 +321,7 @@ impl Departures {
             dirs: proc::working_directory(order.pid).into_iter().collect(),
             monotonic_ns: clocks.monotonic_ns,
             boottime_ns: clocks.boottime_ns,
-            uids: proc::uids(order.pid),
+            uids: seen.acts_as.clone(),
         };
         match target.ask_once(Request::Prepare(request), PREPARE_IN).await {
             Ok(Answer::Prepared(p)) if p.equal.len() == ids.len() => Ok(ids

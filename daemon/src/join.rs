@@ -16,7 +16,6 @@ use tokio::time::timeout;
 
 use crate::core::facts::{Difference, Facts};
 use crate::core::health::Clock;
-use crate::core::state::Unique;
 use crate::council::Council;
 use crate::failure::{Failure, in_full};
 use crate::msg::govern::{Admit, Admitted, Hello};
@@ -47,8 +46,6 @@ pub struct Bid {
     pub addr: Option<SocketAddr>,
     /// See `addr`.
     pub port: u16,
-    /// Names this join.
-    pub nonce: Unique,
     /// What the machine is made of.
     pub facts: Facts,
 }
@@ -73,7 +70,6 @@ pub async fn ask(bid: Bid) -> Result<(Admitted, SocketAddr), Failure> {
         request: bid.request,
         name: bid.name.unwrap_or_default(),
         addr: addr.to_string(),
-        nonce: bid.nonce.0.to_be_bytes().to_vec(),
         facts: Some((&bid.facts).into()),
     };
     let asked = async {

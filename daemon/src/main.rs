@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
@@ -21,6 +22,9 @@ use tracing_subscriber::{EnvFilter, reload};
 /// Threads that wait for sockets and timers. Signs of life need one that nothing else holds up,
 /// so there are two even on one processor.
 const THREADS: usize = 2;
+
+/// Longest wait, at the end, for work that cannot be cut short.
+const LEAVE_IN: Duration = Duration::from_secs(1);
 
 /// The node daemon of a Unum cluster.
 #[derive(Debug, Parser)]
@@ -68,7 +72,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("cannot start the runtime")
-        .and_then(|r| Ok(r.block_on(ssid::daemon::run(config, reload, sockets))?));
+        .and_then(|runtime| {
+            let result = runtime.block_on(ssid::daemon::run(config, reload, sockets));
+            // A file that is being read for a move, or the module, is not waited for: the next daemon is.
+            runtime.shutdown_timeout(LEAVE_IN);
+            Ok(result?)
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -4,6 +4,7 @@
 //! unless the configuration says otherwise; it tells nothing that `ssictl` does not tell every user.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cluster::Cluster;
 use crate::core::state::State;
@@ -35,6 +36,8 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7401";
 const MAX_CONNECTIONS: usize = 16;
 /// Longest wait for a request, and for one who asked to take the answer.
 const REQUEST_IN: Duration = Duration::from_secs(10);
+/// Pause before it is tried again to listen.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// A module that has not answered by then is ill.
 const MODULE_IN: Duration = Duration::from_secs(5);
 /// Longest head of a request.
@@ -45,8 +48,24 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 /// Counters of the module that also fall.
 const LEVELS: [&str; 3] = ["deputies", "guests", "tasks_inside"];
 
-/// Answers for as long as the daemon runs.
-pub async fn serve(listener: TcpListener, stage: Arc<Stage>) {
+/// Answers on `addr` for as long as the daemon runs. That somebody else has that port, as any user may, keeps nothing
+/// else from working: it is tried again.
+pub async fn listen(addr: SocketAddr, stage: Arc<Stage>) {
+    let mut told = false;
+    loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return serve(listener, stage).await,
+            Err(e) if !told => {
+                tracing::error!("cannot listen on {addr} for metrics, and tries again: {e}");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        sleep(BIND_AGAIN).await;
+    }
+}
+
+async fn serve(listener: TcpListener, stage: Arc<Stage>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Some((stream, _)) = accepted(listener.accept().await).await else {
@@ -118,6 +137,9 @@ async fn answer(request: &Request<Incoming>, stage: &Stage) -> Response<Full<Byt
         // A machine that is in no cluster lacks nothing.
         "/healthz" => verdict(match &cluster {
             Ok(c) => stats(c).await.map(drop),
+            Err(_) if stage.has_seat() => {
+                Err("this machine is a node, and does not work as one".to_owned())
+            }
             Err(_) => Ok(()),
         }),
         "/readyz" => verdict(match &cluster {

@@ -3,6 +3,7 @@
 //! Making connections to other daemons and taking theirs, up to the point where both sides know
 //! who speaks and what the connection is for.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,7 +16,7 @@ use ssi::wire::Class;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit::{Audit, Event};
 use crate::config::Node;
@@ -44,6 +45,12 @@ const RTO_MAX_MS: u32 = 1_000;
 const USER_TIMEOUT_MS: u32 = 50_000;
 /// Connections that may be shaking hands at once.
 const MAX_SHAKING: usize = 32;
+/// The same of machines that are no nodes: they leave room for those that are.
+const MAX_STRANGERS: usize = 16;
+/// A port that is in use is tried again for so long,
+const BIND_IN: Duration = Duration::from_secs(1);
+/// after a pause.
+const BIND_AGAIN: Duration = Duration::from_millis(50);
 /// Longest preface on a connection without TLS.
 const MAX_PLAIN_PREFACE_BYTES: usize = 64;
 /// First byte of every TLS connection; no plain preface begins with it.
@@ -419,7 +426,16 @@ impl Net {
         if let Some(listener) = sockets.peers(addr) {
             return Ok(listener);
         }
-        let listener = TcpListener::bind(addr).await?;
+        let until = Instant::now() + BIND_IN;
+        let listener = loop {
+            match TcpListener::bind(addr).await {
+                // The service manager may still hold the socket of a moment ago.
+                Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                    sleep(BIND_AGAIN).await;
+                }
+                bound => break bound?,
+            }
+        };
         sockets::keep_peers(&listener);
         Ok(listener)
     }
@@ -427,12 +443,17 @@ impl Net {
     /// Accepts connections for as long as somebody wants them and sends those who made them to
     /// `callers`.
     pub async fn accept(self: Arc<Self>, listener: TcpListener, callers: mpsc::Sender<Caller>) {
-        let shaking = Arc::new(Semaphore::new(MAX_SHAKING));
+        let members = Arc::new(Semaphore::new(MAX_SHAKING));
+        let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
         while !callers.is_closed() {
             let Some((stream, from)) = accepted(listener.accept().await).await else {
                 continue;
             };
-            let Ok(permit) = Arc::clone(&shaking).try_acquire_owned() else {
+            let room = match self.roster.has_address(from.ip()) {
+                true => &members,
+                false => &strangers,
+            };
+            let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
                 tracing::warn!(%from, "too many connections at once: one dropped");
                 continue;
             };

@@ -16,7 +16,6 @@ use tokio::sync::{mpsc, watch};
 use crate::conn::Heard;
 use crate::core::liveness::State;
 use crate::core::offence::Offence;
-use crate::core::tie::Tie;
 use crate::failure::Failure;
 use crate::msg::{Answer, Body, Progress, Reply, Request};
 use crate::net::Opened;
@@ -52,7 +51,7 @@ pub enum Input {
     /// It is no node of the cluster any more.
     Removed,
     /// Another tie to this node.
-    Tie(Tie),
+    Tied,
     /// Tell it this if there is a connection; nobody answers.
     Say(Body),
     /// Ask it something; answers go there, and the end of that channel means that none will come.

@@ -11,7 +11,7 @@ pub mod certificate;
 pub mod seal;
 pub mod token;
 
-pub use authority::{Authority, Validity, request};
+pub use authority::{Authority, Validity, name_of_key, request};
 pub use certificate::{CaHash, ca_hash, expires, fingerprint, renew_at};
 pub use seal::Seal;
 pub use token::Token;

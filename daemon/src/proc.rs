@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ssi::id::{MAX_NODE, NodeId, PID_BITS};
 use ssi::uapi::FileId;
 
@@ -58,6 +59,20 @@ pub fn allow_all_numbers() -> io::Result<()> {
     Ok(())
 }
 
+/// Files this daemon may have open at least: every connection takes one, and without any left nothing can be
+/// written to the disk.
+const FILES: u64 = 65_536;
+
+/// Lets this process have many files open.
+///
+/// # Errors
+/// What the system says.
+pub fn allow_many_files() -> io::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = most.max(FILES);
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
+
 fn directory(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}"))
 }
@@ -78,6 +93,51 @@ pub fn uids(pid: u32) -> Vec<u32> {
     let ids = status.lines().find_map(|l| l.strip_prefix("Uid:"));
     let parsed = ids.map(|ids| ids.split_whitespace().map(str::parse).collect());
     parsed.and_then(Result::ok).unwrap_or_default()
+}
+
+/// As whom a process may act: its user ids, and that of root if it has capabilities. None if it cannot be told.
+pub fn acts_as(pid: u32) -> Vec<u32> {
+    let status = fs::read_to_string(directory(pid).join("status")).unwrap_or_default();
+    parse_status(&status)
+}
+
+fn parse_status(status: &str) -> Vec<u32> {
+    let field = |name| status.lines().find_map(|l| l.strip_prefix(name));
+    let ids = field("Uid:").map(|ids| ids.split_whitespace().map(str::parse).collect());
+    let mut ids: Vec<u32> = ids.and_then(Result::ok).unwrap_or_default();
+    let has_none = |set: &str| set.trim().bytes().all(|b| b == b'0');
+    if !ids.is_empty() && !ids.contains(&0) && !field("CapPrm:").is_some_and(has_none) {
+        ids.push(0);
+    }
+    ids
+}
+
+/// A process as it was at one moment: neither another that got its number since, nor what it became by executing
+/// a program that lets it act as somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was started, in ticks since the boot.
+    started: u64,
+    /// See [`acts_as`].
+    pub acts_as: Vec<u32>,
+}
+
+impl Mark {
+    /// That process, if it is there.
+    pub fn now(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(directory(pid).join("stat")).ok()?;
+        Some(Self {
+            started: parse_started(&stat)?,
+            acts_as: acts_as(pid),
+        })
+    }
+}
+
+/// Its name may hold anything, and stands in brackets.
+fn parse_started(stat: &str) -> Option<u64> {
+    const AFTER_NAME: usize = 19;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(AFTER_NAME)?.parse().ok()
 }
 
 /// The name of a process.
@@ -263,6 +323,48 @@ pub fn clocks_of(pid: u32) -> Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_capabilities_acts_as_root() {
+        let status = |uids: &str, caps: &str| {
+            format!("Name:\tx\nUid:\t{uids}\nGid:\t0 0 0 0\nCapInh:\t00000000000000ff\n{caps}")
+        };
+        let none = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n";
+        let some = "CapPrm:\t0000000000200000\nCapEff:\t0000000000000000\n";
+        let user = "1000\t1000\t1000\t1000";
+        assert_eq!(parse_status(&status(user, none)), [1000; 4]);
+        assert_eq!(
+            parse_status(&status(user, some)),
+            [1000, 1000, 1000, 1000, 0]
+        );
+        assert_eq!(parse_status(&status(user, "")), [1000, 1000, 1000, 1000, 0]);
+        assert_eq!(parse_status(&status("0\t0\t0\t0", some)), [0; 4]);
+        assert_eq!(parse_status("Name:\tx\n"), [0; 0]);
+    }
+
+    #[test]
+    fn a_number_is_not_a_process() {
+        let own = std::process::id();
+        let seen = Mark::now(own).unwrap();
+        assert_eq!(Mark::now(own).as_ref(), Some(&seen));
+        assert!(Mark::now(0).is_none());
+        let line = |started: u64| {
+            let before = (4..22).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+            format!("7 (a) R) b 1) S {before} {started} 23 24\n")
+        };
+        assert_eq!(parse_started(&line(4711)), Some(4711));
+        assert_eq!(parse_started("7 (a) S 1 2"), None);
+        // Another one has another start.
+        let mut child = std::process::Command::new("sleep")
+            .arg("9")
+            .spawn()
+            .unwrap();
+        let other = Mark::now(child.id()).unwrap();
+        assert!(other.started >= seen.started && other.acts_as == seen.acts_as);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(Mark::now(child.id()), None);
+    }
 
     #[test]
     fn offsets_are_written_as_the_kernel_reads_them() {

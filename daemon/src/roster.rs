@@ -4,6 +4,7 @@
 //! go while everything runs.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ssi::id::NodeId;
@@ -96,6 +97,14 @@ impl Roster {
         let number = text.strip_prefix('n').unwrap_or(text);
         let id = NodeId::new(number.parse().ok()?)?;
         entries.contains_key(&id).then_some(id)
+    }
+
+    /// Whether a node is reached there.
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.read()
+            .values()
+            .any(|e| e.node.addr.ip().to_canonical() == ip)
     }
 
     /// What ties this node to another.

@@ -127,7 +127,6 @@ impl std::fmt::Debug for Credentials {
 
 /// What is needed to try the same join again: it may have come through without an answer.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Try {
     /// Hash of the authority of the cluster.
     pub ca_hash: String,
@@ -136,14 +135,12 @@ pub struct Try {
     /// The request for a certificate of it, DER.
     #[serde(with = "spell::base64")]
     pub request: Vec<u8>,
-    /// Names this join.
-    pub nonce: Unique,
 }
 
 impl std::fmt::Debug for Try {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Try")
-            .field("nonce", &self.nonce)
+            .field("ca_hash", &self.ca_hash)
             .finish_non_exhaustive()
     }
 }
@@ -370,7 +367,6 @@ mod tests {
             ca_hash: "sha256:x".to_owned(),
             key: "key".to_owned(),
             request: vec![1, 2],
-            nonce: Unique(9),
         };
         store.save_try(&a_try).unwrap();
         assert_eq!(store.last_try().unwrap().unwrap().request, [1, 2]);

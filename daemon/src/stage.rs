@@ -143,10 +143,11 @@ impl Stage {
 
     /// Hosts whom `policy` lets come, from now on.
     pub fn set_policy(&self, policy: Policy) {
+        // In this order: one that is just being formed takes what is kept.
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy.clone();
         if let Ok(cluster) = self.cluster() {
-            cluster.set_policy(policy.clone());
+            cluster.set_policy(policy);
         }
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Goes on as the node this machine was, if it was one.
@@ -201,7 +202,18 @@ impl Stage {
             let text = "this machine is in a cluster already: `ssictl node leave` takes it out";
             return Err(Failure::declined("already-in-a-cluster", text));
         }
-        Ok(())
+        match self.has_seat() {
+            true => Err(Failure::Unavailable(
+                "this machine is a node, and does not work as one: start ssid again, its log says why it does not".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this machine is a node, may it work as one or not.
+    pub fn has_seat(&self) -> bool {
+        // What cannot be read may be a seat.
+        !matches!(self.store.load(), Ok(None))
     }
 
     /// Founds a cluster with this machine as its first node.
@@ -274,7 +286,6 @@ impl Stage {
             name: invitation.node_name,
             addr: addr.map(|text| self.address(text)).transpose()?,
             port: self.config.port,
-            nonce: a_try.nonce,
             facts: self.equipment.facts.clone(),
         };
         let (admitted, addr) = join::ask(bid).await?;
@@ -407,7 +418,6 @@ impl Stage {
             ca_hash,
             key,
             request,
-            nonce: self.unique()?,
         };
         self.store.save_try(&new).map_err(|e| failed(&e))?;
         Ok(new)

@@ -5,7 +5,7 @@
 //! A guest is our child, so it must be reaped whenever it ends; [`reap`] does that for every
 //! child, known or not (a guest may clone with `CLONE_PARENT`).
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,12 +48,12 @@ pub enum Error {
     },
 }
 
-/// Starts stubs and keeps the handles of those that live.
+/// Starts stubs and knows those that live.
 #[derive(Debug)]
 pub struct Stubs {
     image: OwnedFd,
     device: PathBuf,
-    living: Mutex<HashMap<u32, OwnedFd>>,
+    living: Mutex<HashSet<u32>>,
 }
 
 /// A file in memory that holds the stub program.
@@ -80,7 +80,7 @@ impl Stubs {
         })
     }
 
-    fn living(&self) -> std::sync::MutexGuard<'_, HashMap<u32, OwnedFd>> {
+    fn living(&self) -> std::sync::MutexGuard<'_, HashSet<u32>> {
         self.living.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,7 +99,7 @@ impl Stubs {
             })?;
         // The lock is held so that the child is in the table before it can be reaped.
         let mut living = self.living();
-        let pidfd = sys::spawn_as(
+        sys::spawn_as(
             pid,
             self.image.as_fd(),
             device.as_fd(),
@@ -111,13 +111,13 @@ impl Stubs {
             Some(libc::EEXIST) => Error::Taken(pid),
             _ => Error::Clone { pid, source },
         })?;
-        living.insert(pid, pidfd);
+        living.insert(pid);
         Ok(())
     }
 
     /// Whether `pid` is a stub, or was one, that has not been reaped.
     pub fn has(&self, pid: u32) -> bool {
-        self.living().contains_key(&pid)
+        self.living().contains(&pid)
     }
 
     /// Reaps every child that has ended.
@@ -131,7 +131,7 @@ impl Stubs {
                     else {
                         return;
                     };
-                    let known = living.remove(&pid).is_some();
+                    let known = living.remove(&pid);
                     tracing::debug!(pid, known, "child ended: {status:?}");
                 }
                 // A status the crate has no word for: the child is reaped all the same.

@@ -118,7 +118,7 @@ pub fn xfeatures() -> u64 {
 /// Starts the program in `exe` (a memfd) as process `pid`, with `device` as its only file, number
 /// 0, and `argument` as its only argument, in a session and a time name space of its own, whose
 /// offsets are `clocks` (in the form of `/proc/PID/timens_offsets`). It is our child and announces
-/// its end with SIGCHLD. Returns a pidfd.
+/// its end with SIGCHLD.
 ///
 /// # Errors
 /// What `clone3` says: `EEXIST` when the number is taken, `EPERM` without
@@ -130,18 +130,15 @@ pub fn spawn_as(
     name: &str,
     argument: &str,
     clocks: &str,
-) -> io::Result<OwnedFd> {
+) -> io::Result<()> {
     // Everything the child needs is made here: between clone and exec it may only do system calls.
     let name = CString::new(name)?;
     let argument = CString::new(argument)?;
     let argv = [name.as_ptr(), argument.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null::<libc::c_char>()];
     let set_tid = [pid.cast_signed()];
-    let mut pidfd: RawFd = -1;
     let arguments = CloneArgs {
-        flags: u64::from((libc::CLONE_PIDFD | libc::CLONE_VFORK).cast_unsigned())
-            | CLONE_CLEAR_SIGHAND,
-        pidfd: (&raw mut pidfd) as u64,
+        flags: u64::from(libc::CLONE_VFORK.cast_unsigned()) | CLONE_CLEAR_SIGHAND,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         set_tid: set_tid.as_ptr() as u64,
         set_tid_size: 1,
@@ -166,8 +163,7 @@ pub fn spawn_as(
                 clocks.as_bytes(),
             );
         }
-        check(result)?;
-        Ok(OwnedFd::from_raw_fd(pidfd))
+        check(result).map(drop)
     }
 }
 
@@ -247,24 +243,6 @@ pub fn inherited() -> io::Result<Vec<(OwnedFd, String)>> {
     Ok(named.map(own).collect())
 }
 
-/// Sends SIGKILL to the process behind `pidfd`, which cannot be another that got its number.
-///
-/// # Errors
-/// What the kernel says; `ESRCH` when it has ended.
-pub fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: numbers and a null pointer, which means no siginfo.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    })
-    .map(drop)
-}
-
 /// Another file number for the file behind `fd`, as the module takes it from a request.
 #[cfg(test)]
 pub(crate) fn duplicate(fd: u32) -> io::Result<OwnedFd> {
@@ -299,7 +277,7 @@ mod tests {
             .parse()
             .unwrap();
         let pid = max - 7;
-        let pidfd = match spawn_as(
+        match spawn_as(
             pid,
             exe.as_fd(),
             device.as_fd(),
@@ -333,7 +311,6 @@ mod tests {
             .raw_os_error()
                 == Some(libc::EEXIST)
         );
-        drop(pidfd);
         let status =
             nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None).unwrap();
         assert!(

@@ -3,7 +3,6 @@
 //! `ssictl events`.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -13,44 +12,30 @@ use ssid::varlink::{Client, Error};
 use crate::ask;
 use crate::cli::{Events, Output};
 use crate::fail::Fail;
+use crate::out;
 
 /// Shows the last events, and those that follow if they are watched.
 pub(crate) fn events(socket: &Path, a: &Events) -> Result<(), Fail> {
     if !a.watch {
         let reply: EventsReply = ask::once(socket, "Events", &json!({}))?;
-        return write(&reply, a.output).or_else(seen_enough);
+        lines(&reply, a.output).for_each(|l| out::line_of_many(&l));
+        return Ok(());
     }
     let mut client = Client::connect(socket, None).map_err(|e| Fail::call(socket, e))?;
     let call = client.call(
         &format!("{INTERFACE}.Events"),
         &json!({}),
-        |reply: EventsReply| {
-            if let Err(e) = write(&reply, a.output) {
-                // Whoever read has gone, and the daemon notices.
-                std::process::exit(i32::from(seen_enough(e).is_err()));
-            }
-        },
+        |reply: EventsReply| lines(&reply, a.output).for_each(|l| out::line_of_many(&l)),
     );
     // It does not end by itself.
     Err(Fail::call(socket, call.err().unwrap_or(Error::Closed)))
 }
 
-fn seen_enough(e: io::Error) -> Result<(), Fail> {
-    match e.kind() {
-        io::ErrorKind::BrokenPipe => Ok(()),
-        _ => Err(Fail::other(&e)),
-    }
-}
-
-fn write(reply: &EventsReply, output: Output) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    for event in &reply.events {
-        match output {
-            Output::Json => writeln!(stdout, "{}", json!(event))?,
-            Output::Text => writeln!(stdout, "{}", describe(event))?,
-        }
-    }
-    stdout.flush()
+fn lines(reply: &EventsReply, output: Output) -> impl Iterator<Item = String> {
+    reply.events.iter().map(move |event| match output {
+        Output::Json => json!(event).to_string(),
+        Output::Text => describe(event),
+    })
 }
 
 fn describe(e: &Event) -> String {

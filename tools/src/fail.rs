@@ -53,6 +53,13 @@ impl Fail {
         Self::new(FAILED, message, hint)
     }
 
+    /// Refused here: the daemon would say the same.
+    pub(crate) fn refused(reason: &str, message: impl Into<String>) -> Self {
+        let mut fail = Self::new(REFUSED, message, "");
+        fail.parameters.reason = Some(reason.to_owned());
+        fail
+    }
+
     /// Not done in time.
     pub(crate) fn timeout(hint: &str) -> Self {
         Self::new(TIMEOUT, "no answer in time", hint)
@@ -128,9 +135,9 @@ impl Fail {
 
     /// Tells the user: words on stderr, and an object on stdout if that is what they want.
     pub(crate) fn report(self, as_json: bool) -> ExitCode {
-        eprintln!("error: {}", self.parameters.message);
+        eprintln!("error: {}", printable(&self.parameters.message));
         if let Some(hint) = self.parameters.hint.as_deref().filter(|h| !h.is_empty()) {
-            eprintln!("hint: {hint}");
+            eprintln!("hint: {}", printable(hint));
         }
         if as_json {
             // The status says it all, should this fail.
@@ -138,6 +145,15 @@ impl Fail {
         }
         ExitCode::from(self.status)
     }
+}
+
+/// A line, whatever names of files and processes are in it: no terminal is told what to do by it.
+fn printable(text: &str) -> String {
+    let chars = text.chars().map(|c| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    });
+    chars.collect()
 }
 
 #[cfg(test)]

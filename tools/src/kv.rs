@@ -5,6 +5,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use serde_json::json;
 use ssid::api::INTERFACE;
 use ssid::api::value::{
     DeleteValueParameters, GetValueParameters, ListValuesParameters, ListValuesReply,
@@ -55,6 +56,13 @@ fn set(
     } else {
         value.as_bytes().to_vec()
     };
+    // A longer one may not even fit into a call.
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(Fail::refused(
+            "value-too-long",
+            format!("a value has {MAX_VALUE_BYTES} bytes at most"),
+        ));
+    }
     let parameters = SetValueParameters {
         name: name.to_owned(),
         value,
@@ -115,29 +123,18 @@ fn watch(socket: &Path, a: &KvWatch) -> Result<(), Fail> {
         prefix: a.prefix.clone(),
         after: a.after,
     };
-    let mut written = Ok(());
     let told = |reply: WatchValuesReply| {
         for change in reply.changes {
-            let line = match (a.output, &change.value) {
-                (Output::Json, _) => out::json(&change),
-                (Output::Text, Some(value)) => out::line(&format!(
-                    "{} {} {}",
-                    change.revision,
-                    change.name,
-                    short(value)
-                )),
-                (Output::Text, None) => {
-                    out::line(&format!("{} {} (deleted)", change.revision, change.name))
-                }
-            };
-            if written.is_ok() {
-                written = line;
-            }
+            let (revision, name) = (change.revision, &change.name);
+            out::line_of_many(&match (a.output, &change.value) {
+                (Output::Json, _) => json!(change).to_string(),
+                (Output::Text, Some(value)) => format!("{revision} {name} {}", short(value)),
+                (Output::Text, None) => format!("{revision} {name} (deleted)"),
+            });
         }
     };
     let method = format!("{INTERFACE}.WatchValues");
     let call = |told| Client::connect(socket, None)?.call(&method, &parameters, told);
     let ended: Result<WatchValuesReply, varlink::Error> = call(told);
-    ended.map_err(|e| Fail::call(socket, e))?;
-    written
+    ended.map(drop).map_err(|e| Fail::call(socket, e))
 }

@@ -39,6 +39,9 @@ const TOKEN: &str = "SSI_LOCK_TOKEN";
 /// Where a command that runs this tool finds who waits for it.
 const SESSION: &str = "SSI_LOCK_SESSION";
 
+/// Pause before a lease is renewed that could not be just now.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
+
 /// A lock that is held.
 struct Lease {
     client: Client,
@@ -191,21 +194,31 @@ fn acquire_on(
 
 /// Holds the lock until the command has ended; an error is why it is lost.
 fn hold(lease: &mut Lease, signals: &Signals, child: &mut Child) -> Result<ExitStatus, String> {
+    let mut again = Instant::now();
     loop {
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
             return Ok(status);
         }
-        let next = lease.renewed + lease.ttl / 3;
+        let next = again.max(lease.renewed + lease.ttl / 3);
         match signals.next(next) {
             // The terminal sends these to the command as well.
             Some(Signal::SIGINT | Signal::SIGQUIT | Signal::SIGCHLD) => {}
             Some(signal) => tell(child, signal),
-            None if Instant::now() >= next => lease
-                .renew()
-                .map_err(|e| Fail::call(Path::new(""), e).message().to_owned())?,
+            None if Instant::now() >= next => match lease.renew() {
+                Ok(()) => {}
+                Err(e) if is_passing(&e) && Instant::now() < lease.ends() - lease.ttl / 6 => {
+                    again = Instant::now() + RENEW_AGAIN;
+                }
+                Err(e) => return Err(Fail::call(Path::new(""), e).message().to_owned()),
+            },
             None => {}
         }
     }
+}
+
+/// Whether the next try may be answered otherwise: just now nothing can be agreed on, as while nobody leads.
+fn is_passing(e: &varlink::Error) -> bool {
+    matches!(e, varlink::Error::Reply { name, .. } if name.ends_with(".Unavailable"))
 }
 
 /// Sends the command a signal. It is not gone as long as nobody has asked how it ended.

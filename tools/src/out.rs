@@ -8,10 +8,26 @@ use serde::Serialize;
 
 use crate::fail::Fail;
 
+fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// Writes a line of many. Who goes on to read none of them is no error, and ends this process: the daemon notices.
+pub(crate) fn line_of_many(text: &str) {
+    if let Err(e) = write(format!("{text}\n").as_bytes()) {
+        let is_error = e.kind() != io::ErrorKind::BrokenPipe;
+        if is_error {
+            eprintln!("error: {e}");
+        }
+        std::process::exit(is_error.into());
+    }
+}
+
 /// Writes bytes.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Fail> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    match write(bytes) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Fail::other(&e)),
         _ => Ok(()),
     }

@@ -69,7 +69,7 @@ pub(crate) fn ps(socket: &Path, output: Output) -> Result<(), Fail> {
             p.threads.to_string(),
             p.forwarded.to_string(),
             p.missing_pages.to_string(),
-            p.comm,
+            p.comm.escape_debug().to_string(),
         ]);
     }
     print(&rows)
@@ -133,7 +133,8 @@ pub(crate) fn version(socket: &Path, output: Output) -> Result<(), Fail> {
     let client = env!("CARGO_PKG_VERSION");
     let daemon: Result<VersionReply, Fail> = ask::once(socket, "Version", &json!({}));
     if output == Output::Json {
-        out::json(&json!({ "client": client, "daemon": daemon.as_ref().ok() }))?;
+        out::json(&json!({ "client": client, "daemon": daemon? }))?;
+        return Ok(());
     } else {
         out::line(&format!("ssictl {client}"))?;
         if let Ok(d) = &daemon {

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 pub mod faulty;
 
 /// First bytes of a file.
-const MAGIC: &[u8; 8] = b"unumlog1";
+const MAGIC: &[u8; 8] = b"unumlog2";
 /// Length of what precedes the bytes of a record.
 const HEADER_BYTES: usize = 12;
 /// Longest record.

@@ -11,6 +11,7 @@
 
 use openraft::RaftTypeConfig;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::vote::RaftLeaderId;
 
 use ssi::id::NodeId;
 
@@ -43,10 +44,11 @@ impl Here {
         }
     }
 
-    /// The vote given here, if it is for a later reign than that in which entries come. The library
-    /// refuses them as well, but takes what they say is agreed on.
+    /// The vote given here, unless entries come of that reign or a later one. The library refuses
+    /// them as well, but takes what they say is agreed on.
     pub(super) fn later(&self, vote: &Vote) -> Option<Vote> {
-        (self.vote > *vote).then_some(self.vote)
+        let may_lead = *vote >= self.vote;
+        (!may_lead).then_some(self.vote)
     }
 
     /// Whether there may be such a reign.
@@ -60,7 +62,7 @@ impl Here {
 
     /// Whether there may be such an entry under `leader`.
     fn may_hold(&self, leader: &Leader, id: &LogId) -> bool {
-        id.leader_id <= *leader
+        id.leader_id <= leader.to_committed()
             && id.index <= MAX_NUMBER
             && self.applied.is_none_or(|applied| in_order(&applied, id))
     }
@@ -92,7 +94,7 @@ impl Here {
             Request::Transfer(rpc) => (rpc.from_leader(), None),
             Request::Propose(_) | Request::ReadIndex | Request::Extent(_) => return None,
         };
-        if vote.leader_id.node_id != raft_id(from) {
+        if vote.leader_id.voted_for != raft_id(from) {
             return Some(Offence::AnotherName);
         }
         let is_sound = match request {
@@ -191,11 +193,11 @@ mod tests {
     }
 
     fn id(term: u64, index: u64) -> Value {
-        json!({"leader_id": {"term": term, "node_id": 2}, "index": index})
+        json!({"leader_id": term, "index": index})
     }
 
     fn vote(term: u64) -> Value {
-        json!({"leader_id": {"term": term, "node_id": 2}, "committed": true})
+        json!({"leader_id": {"term": term, "voted_for": 2}, "committed": true})
     }
 
     fn request(value: Value) -> Request {
@@ -267,7 +269,7 @@ mod tests {
             append(5 + MAX_LEAP, id(3, 7), &[], Value::Null),
             request(json!({"vote": {"vote": vote(4), "last_log_id": null}})),
             request(json!({"append": {"has_majority": true, "rpc": {
-                "vote": {"leader_id": {"term": 4, "node_id": 2}, "committed": false},
+                "vote": {"leader_id": {"term": 4, "voted_for": 2}, "committed": false},
                 "prev_log_id": null, "leader_commit": null, "entries": [],
             }}})),
         ] {
@@ -282,6 +284,10 @@ mod tests {
         let of = |term: u64| serde_json::from_value::<Vote>(vote(term)).unwrap();
         assert_eq!(here().later(&of(2)), Some(of(3)));
         assert_eq!((here().later(&of(3)), here().later(&of(4))), (None, None));
+        // Nor is another leader of the same one, as one of them lies.
+        let other = json!({"leader_id": {"term": 3, "voted_for": 1}, "committed": true});
+        let other = serde_json::from_value::<Vote>(other).unwrap();
+        assert_eq!(here().later(&other), Some(of(3)));
     }
 
     #[test]

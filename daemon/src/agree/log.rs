@@ -224,6 +224,8 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        #[cfg(test)]
+        super::tests::followed(vote);
         self.put_now(vec![Record::Vote(*vote)]).await
     }
 

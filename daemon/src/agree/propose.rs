@@ -182,6 +182,10 @@ impl Agreement {
         what: &Request,
         until: Instant,
     ) -> Result<Answer, NoAnswer> {
+        let room = timeout(left(until), self.0.asking.acquire()).await;
+        let Ok(Ok(_room)) = room else {
+            return Err(NoAnswer::NotSent);
+        };
         let overthrown = async {
             match self.led_by_another(raft_id(leader), left(until)).await {
                 true => sleep(FAREWELL).await,

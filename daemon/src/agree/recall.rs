@@ -8,6 +8,8 @@
 
 use std::collections::VecDeque;
 
+use openraft::vote::RaftLeaderId;
+
 use super::Entry;
 use super::guard::Leader;
 
@@ -27,7 +29,8 @@ impl Recall {
         if self.reign.replace(leader) != Some(leader) {
             self.entries.clear();
         }
-        for entry in entries.iter().filter(|e| e.log_id.leader_id == leader) {
+        let own = leader.to_committed();
+        for entry in entries.iter().filter(|e| e.log_id.leader_id == own) {
             match self.entries.iter().find(|e| e.log_id == entry.log_id) {
                 Some(known) if known.payload != entry.payload => return true,
                 Some(_) => {}
@@ -51,13 +54,16 @@ mod tests {
 
     fn entry(term: u64, index: u64, text: &str) -> Entry {
         let command = json!({"rename": {"node": 1, "name": text}});
-        let id = json!({"leader_id": {"term": term, "node_id": 2}, "index": index});
+        let id = json!({"leader_id": term, "index": index});
         serde_json::from_value(json!({"log_id": id, "payload": {"Normal": command}})).unwrap()
+    }
+
+    fn leader(term: u64) -> Leader {
+        Leader { term, voted_for: 2 }
     }
 
     #[test]
     fn a_leader_makes_one_entry_of_a_number() {
-        let leader = |term| entry(term, 0, "").log_id.leader_id;
         let mut recall = Recall::default();
         let mut says = |term, entries: &[Entry]| recall.contradicts(leader(term), entries);
         assert!(!says(3, &[entry(3, 7, "a"), entry(3, 8, "b")]));
@@ -74,10 +80,10 @@ mod tests {
         let mut recall = Recall::default();
         for index in 0..2000 {
             let e = entry(3, index, "a");
-            assert!(!recall.contradicts(e.log_id.leader_id, &[e]));
+            assert!(!recall.contradicts(leader(3), &[e]));
         }
         assert_eq!(recall.entries.len(), MAX_ENTRIES);
         let e = entry(3, 1999, "x");
-        assert!(recall.contradicts(e.log_id.leader_id, &[e]));
+        assert!(recall.contradicts(leader(3), &[e]));
     }
 }

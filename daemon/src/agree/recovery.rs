@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use openraft::async_runtime::WatchReceiver;
+use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
 use ssi::id::NodeId;
 use tokio::time::Instant;
@@ -130,7 +131,7 @@ impl Estate {
         let first = last.map_or(0, |id| id.index + 1);
         let entries = (first..).zip(payloads).map(|(index, payload)| {
             Record::Entry(Arc::new(Entry {
-                log_id: LogId::new(vote.leader_id, index),
+                log_id: LogId::new(vote.leader_id.to_committed(), index),
                 payload,
             }))
         });

@@ -34,7 +34,7 @@ impl Agreement {
         let raft = &self.0.raft;
         let until = Instant::now() + self.0.timing.answer();
         // Nobody votes or leads in the name of another.
-        let is_of = |vote: &Vote| vote.leader_id.node_id == raft_id(from);
+        let is_of = |vote: &Vote| vote.leader_id.voted_for == raft_id(from);
         let stopped = Answer::Refused(Refusal::Stopped);
         let refused = Answer::Refused;
         let here = Here::of(&raft.metrics().borrow_watched());

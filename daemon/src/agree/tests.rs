@@ -27,7 +27,7 @@ use crate::core::kv;
 use crate::core::offence::Offence;
 use crate::core::state::{Candidate, Unique};
 
-pub(super) use self::storm::witness::{saw, twist};
+pub(super) use self::storm::witness::{followed, saw, twist};
 
 thread_local! {
     /// Plants an error: a node says what it knows, without asking whether there is more.
@@ -674,7 +674,7 @@ async fn nobody_speaks_for_another_and_garbage_is_refused() {
     cluster.wires.lock().unwrap().liars = set(&[2, 3, 4]);
     let bad =
         |bytes: &[u8]| carrier::decode::<serde_json::Value>(bytes).unwrap()["refused"] == "bad";
-    let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"node_id":2},"committed":false},"last_log_id":null}}"#;
+    let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"voted_for":2},"committed":false},"last_log_id":null}}"#;
     assert!(bad(&all[0].serve(n(3), vote).await));
     assert!(!bad(&all[0].serve(n(2), vote).await));
     let long = vec![b' '; carrier::MAX_MESSAGE_BYTES + 1];

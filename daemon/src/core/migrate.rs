@@ -142,8 +142,11 @@ impl Migration {
                 self.done(report)
             }
             (Phase::Filling, Input::Doubt(true)) => {
-                let report = self.report;
-                self.done(report)
+                let f = Failure::Unavailable(
+                    "the process has moved, and its memory takes too long to follow: `ssictl ps` tells how much of it is missing"
+                        .to_owned(),
+                );
+                self.fail(f, false)
             }
             (Phase::Moving, Input::Doubt(last_call)) => {
                 self.last_call |= last_call;
@@ -308,9 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_never_completes_is_still_a_move() {
+    fn memory_that_never_completes_is_no_success() {
         let mut m = to(Phase::Filling, true);
-        assert!(matches!(m.step(Input::Doubt(true))[..], [Output::Done(_)]));
+        assert_eq!(m.step(Input::Doubt(false)), []);
+        assert!(matches!(
+            &m.step(Input::Doubt(true))[..],
+            [Output::Fail(Failure::Unavailable(text))] if text.contains("has moved")
+        ));
     }
 
     fn any_input() -> impl Strategy<Value = Input> {

@@ -90,8 +90,8 @@ impl Council {
         let bad = |what: &str| Failure::declined("bad-request", format!("{what} cannot be read"));
         let token: Token = ask.token.parse().map_err(|_| bad("the token"))?;
         let addr: SocketAddr = ask.addr.parse().map_err(|_| bad("the address"))?;
-        let nonce = <[u8; 16]>::try_from(&ask.nonce[..]).map_err(|_| bad("the nonce"))?;
-        let nonce = Unique(u128::from_be_bytes(nonce));
+        let nonce = pki::name_of_key(&ask.request).map_err(|_| bad("the request"))?;
+        let nonce = Unique(nonce);
         let facts = ask.facts.map(Into::into).unwrap_or_default();
         for _ in 0..TRIES {
             let state = self.read().await?;
@@ -133,13 +133,19 @@ impl Council {
                     let Outcome::Joined { epoch, .. } = accepted(outcome)? else {
                         break;
                     };
+                    let state = self.read().await?;
+                    let member = state.nodes.get(&node);
+                    if member.is_none_or(|m| m.fingerprint != fingerprint) {
+                        // An earlier try came through late: nobody is to have a certificate that is not known.
+                        continue;
+                    }
                     let authorities = authorities(&state);
                     let certified = Certified {
                         certificate,
                         authorities,
                     };
                     tracing::info!(%node, %addr, "a machine has joined");
-                    return admitted(&*self.read().await?, node, epoch, certified);
+                    return admitted(&state, node, epoch, certified);
                 }
             }
         }

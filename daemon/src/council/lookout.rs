@@ -3,7 +3,7 @@
 //! Looks out for nodes that seem dead, by SWIM over the control connections. What it sees is a hint.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use ssi::id::NodeId;
@@ -21,9 +21,15 @@ const MAX_WAITING: usize = 256;
 /// So many complaints about packets at once, and then one in so many milliseconds.
 const COMPLAINTS: (u32, u64) = (8, 10_000);
 
+/// So many packets of one node at once, and then one in so many milliseconds, several times what one sends that keeps
+/// to the rules: nobody may drown what others say.
+const PACKETS: (u32, u64) = (32, 20);
+
 /// What others see of it.
 #[derive(Debug)]
 pub(super) struct Lookout {
+    start: Instant,
+    limits: Mutex<BTreeMap<NodeId, Limit>>,
     packets: mpsc::Sender<(NodeId, Vec<u8>)>,
     seems: watch::Receiver<BTreeMap<NodeId, (u64, Seems)>>,
 }
@@ -52,6 +58,8 @@ impl Lookout {
         let (packet, packets) = mpsc::channel(MAX_WAITING);
         let (seem, seems) = watch::channel(BTreeMap::new());
         let lookout = Self {
+            start: Instant::now(),
+            limits: Mutex::default(),
             packets: packet,
             seems,
         };
@@ -66,8 +74,17 @@ impl Lookout {
 
     /// A packet came.
     pub(super) fn take(&self, from: NodeId, packet: Vec<u8>) {
-        // It may be lost.
-        let _ = self.packets.try_send((from, packet));
+        let now_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let may = {
+            let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            let limit = limits.entry(from);
+            let limit = limit.or_insert_with(|| Limit::new(PACKETS.0, PACKETS.1));
+            limit.take(now_ms)
+        };
+        if may {
+            // It may be lost.
+            let _ = self.packets.try_send((from, packet));
+        }
     }
 
     /// Whether the node that is present since the epoch `since` seems dead.

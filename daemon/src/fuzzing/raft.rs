@@ -103,9 +103,9 @@ fn made(bytes: &[u8; 8]) -> (u8, Vec<u8>) {
     let by = u64::from(digit.wrapping_sub(b'2') % 7) + 2;
     let id = |term: u8, index: u64| match term {
         0 => Value::Null,
-        _ => json!({"leader_id": {"term": number(term), "node_id": by}, "index": index}),
+        _ => json!({"leader_id": number(term), "index": index}),
     };
-    let vote = |committed: bool| json!({"leader_id": {"term": number(term), "node_id": by}, "committed": committed});
+    let vote = |committed: bool| json!({"leader_id": {"term": number(term), "voted_for": by}, "committed": committed});
     let last = id(prev_term, number(prev));
     let message = match kind % 6 {
         0 | 1 => {

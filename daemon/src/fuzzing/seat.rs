@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
         store.save_try(&a_try).expect("a file");
         let again = store.last_try().expect("what was written is read");
         let again = again.expect("a try");
-        assert_eq!((again.nonce, again.request), (a_try.nonce, a_try.request));
+        assert_eq!((again.key, again.request), (a_try.key, a_try.request));
     }
     if store.seal().exists()
         && let Ok(seal) = Seal::load(&store.seal())

@@ -79,9 +79,6 @@ pub struct Admit {
     /// Where its daemon is reached.
     #[prost(string, tag = "4")]
     pub addr: String,
-    /// Names this join, 16 bytes.
-    #[prost(bytes = "vec", tag = "5")]
-    pub nonce: Vec<u8>,
     /// What it is made of.
     #[prost(message, optional, tag = "6")]
     pub facts: Option<Facts>,

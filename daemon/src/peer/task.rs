@@ -34,7 +34,8 @@ use crate::session::Session;
 const MAX_INPUTS: usize = 128;
 /// Our calls that wait for an answer of one peer.
 const MAX_PENDING: usize = 256;
-/// Calls of one peer served at once; more are turned away.
+/// Calls of one peer served at once; more are turned away. Those about what is agreed on are counted by themselves, so
+/// that no number of moves holds them up.
 const MAX_SERVED: usize = 64;
 /// A connecting side that does not react is asked for a link again after this.
 const ASK_AGAIN_MS: u64 = 5_000;
@@ -90,12 +91,16 @@ struct Task {
     pending: HashMap<u64, mpsc::Sender<Answer>>,
     calls: u64,
     served: Arc<Semaphore>,
+    agreeing: Arc<Semaphore>,
     /// Why there was no control connection the last time.
     complaint: String,
     /// It is no node any more: this ends when the module knows.
     removed: bool,
     /// What ties it to this node. The daemons speak with each other whatever it is.
     tie: Tie,
+    /// Whether it was said what ties it to this node since this daemon runs. Before that nobody knows whether the module
+    /// has something of an epoch that is over.
+    is_judged: bool,
 }
 
 /// A peer whose task does not run yet, so that the service can hold its handle before.
@@ -113,7 +118,7 @@ impl Waiting {
         let silent = Status {
             state: State::Silent,
             linked: [false; Class::COUNT],
-            is_loose: true,
+            is_loose: false,
         };
         let (status, status_seen) = watch::channel(silent);
         Self {
@@ -175,9 +180,11 @@ impl Waiting {
             pending: HashMap::new(),
             calls: 0,
             served: Arc::new(Semaphore::new(MAX_SERVED)),
+            agreeing: Arc::new(Semaphore::new(MAX_SERVED)),
             complaint: String::new(),
             removed: false,
             tie,
+            is_judged: false,
         };
         tokio::spawn(task.run(self.inputs));
     }
@@ -255,7 +262,7 @@ impl Task {
                 }
             }
         }
-        let is_loose = !self.is_bound() && self.tell_death_ms.is_none();
+        let is_loose = self.is_judged && !self.is_bound() && self.tell_death_ms.is_none();
         self.status
             .send_if_modified(|s| std::mem::replace(&mut s.is_loose, is_loose) != is_loose);
         // A link that came after a death must not reach the module before the news of it.
@@ -400,7 +407,7 @@ impl Task {
                 self.entered(State::Dead, now);
                 self.removed = true;
             }
-            Input::Tie(tie) => self.tie(tie, now),
+            Input::Tied => self.tie(self.net.roster().tie(self.peer.id), now),
             Input::Say(body) => {
                 if let Some(conn) = &self.conn {
                     conn.say(body);
@@ -467,15 +474,20 @@ impl Task {
 
     /// Another tie: what belongs to the one before is over.
     fn tie(&mut self, tie: Tie, now: u64) {
+        let is_first = !std::mem::replace(&mut self.is_judged, true);
         let before = std::mem::replace(&mut self.tie, tie);
-        if before == tie {
+        if before == tie && !is_first {
             return;
         }
+        let ends = match is_first {
+            true => !self.is_bound(),
+            false => matches!(before, Tie::Bound(_)),
+        };
         if tie == Tie::Cut
             && let Some(state) = self.liveness.declare_dead()
         {
             self.entered(state, now);
-        } else if matches!(before, Tie::Bound(_)) && self.liveness.state() != State::Dead {
+        } else if ends && self.liveness.state() != State::Dead {
             self.forsake(now);
         }
     }
@@ -602,7 +614,11 @@ impl Task {
             id,
             queue: conn.queue(),
         };
-        let permit = Arc::clone(&self.served).try_acquire_owned();
+        let room = match request {
+            Some(Request::Agree(_)) => &self.agreeing,
+            _ => &self.served,
+        };
+        let permit = Arc::clone(room).try_acquire_owned();
         let (request, permit) = match (request, permit) {
             (Some(request), Ok(permit)) => (request, permit),
             (request, _) => {
@@ -611,7 +627,11 @@ impl Task {
                     Some(_) => "too many requests at once",
                 };
                 let failure = Failure::Unavailable(text.to_owned());
-                tokio::spawn(replies.finish(Answer::Failed(Failed::from(&failure))));
+                // One that takes no answers gets none, and has nothing pile up here.
+                conn.say(Body::Reply(Reply {
+                    id,
+                    answer: Some(Answer::Failed(Failed::from(&failure))),
+                }));
                 return;
             }
         };

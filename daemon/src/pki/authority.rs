@@ -20,6 +20,7 @@ use x509_parser::prelude::FromDer;
 
 use super::certificate::{self, NoCertificate};
 use super::node_name;
+use crate::core::hash::Hash;
 
 /// Certificates are valid from this long before they are made: the clocks of nodes may be behind.
 pub(super) const BACKDATE: Duration = Duration::from_secs(30 * DAY_S);
@@ -147,6 +148,17 @@ fn key_of(request: &[u8]) -> Result<SubjectPublicKeyInfo, Error> {
         .verify(info.raw, &parsed.signature_value.data)
         .map_err(|_| Error::Signature)?;
     Ok(key)
+}
+
+/// What stands for the key in `request`: who asks with the same request again is the same machine, and no other
+/// can say to be it, as nobody else has the other half.
+///
+/// # Errors
+/// [`Error::NoRequest`], [`Error::Kind`], [`Error::Signature`].
+pub fn name_of_key(request: &[u8]) -> Result<u128, Error> {
+    let hash = Hash::of(key_of(request)?.der_bytes());
+    let first = hash.bytes().first_chunk().copied().unwrap_or_default();
+    Ok(u128::from_be_bytes(first))
 }
 
 /// An authority with its key.
@@ -279,6 +291,26 @@ mod tests {
     fn sign(authority: &Authority, request: &[u8]) -> Result<String, Error> {
         let addr = "10.0.0.7".parse().unwrap();
         authority.sign(request, node(7), addr, Validity::default())
+    }
+
+    #[test]
+    fn a_key_has_a_name_that_nobody_else_can_take() {
+        let (_, one) = request().unwrap();
+        let (_, other) = request().unwrap();
+        let name = name_of_key(&one).unwrap();
+        assert_eq!(name_of_key(&one).unwrap(), name);
+        assert_ne!(name_of_key(&other).unwrap(), name);
+        // A request with the key of another is signed with none.
+        let point = |request: &[u8]| {
+            let (_, parsed) = X509CertificationRequest::from_der(request).unwrap();
+            let key = parsed.certification_request_info.subject_pki;
+            key.subject_public_key.data.to_vec()
+        };
+        let (own, stolen) = (point(&other), point(&one));
+        let at = other.windows(own.len()).position(|w| w == own).unwrap();
+        let mut forged = other.clone();
+        forged[at..at + own.len()].copy_from_slice(&stolen);
+        assert!(matches!(name_of_key(&forged), Err(Error::Signature)));
     }
 
     #[test]

@@ -213,7 +213,7 @@ mod tests {
 
     fn vote(term: u64) -> Vote {
         let vote =
-            serde_json::json!({"leader_id": {"term": term, "node_id": 1}, "committed": false});
+            serde_json::json!({"leader_id": {"term": term, "voted_for": 1}, "committed": false});
         serde_json::from_value(vote).unwrap()
     }
 

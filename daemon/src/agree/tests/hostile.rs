@@ -35,7 +35,7 @@ async fn who_is_accused_by_most_is_heard_no_more() {
     // What it proposes is refused, and it is told why; nobody votes for it or follows it.
     let outcome = all[2].propose(put("a", "1")).await.unwrap();
     assert_eq!(outcome, Outcome::Refused(state::Refusal::Quarantined));
-    let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"node_id":3},"committed":false},"last_log_id":null}}"#;
+    let vote = br#"{"vote":{"vote":{"leader_id":{"term":99,"voted_for":3},"committed":false},"last_log_id":null}}"#;
     let answer = all[1].serve(n(3), vote).await;
     assert_eq!(answer, br#"{"refused":"bad"}"#);
     // The others go on, and it hears what they agree on.
@@ -108,10 +108,10 @@ async fn a_leader_that_says_two_things_is_caught() {
     cluster.wires.lock().unwrap().liars = set(&[1]);
     // What it says to the second is not what it has in its log.
     let status = all[1].status();
-    let leader = json!({"term": status.term, "node_id": 1});
+    let leader = json!({"term": status.term, "voted_for": 1});
     let last = status.last_applied.unwrap();
     let entry = |name: &str| {
-        let id = |index| json!({"leader_id": leader, "index": index});
+        let id = |index| json!({"leader_id": status.term, "index": index});
         let command = json!({"rename": {"node": 2, "name": name}});
         let rpc = json!({
             "vote": {"leader_id": leader, "committed": true},

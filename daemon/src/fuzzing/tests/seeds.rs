@@ -95,7 +95,6 @@ fn messages() -> Vec<Seed> {
         request: pki::request().unwrap().1,
         name: "two".to_owned(),
         addr: "10.0.0.2:7400".to_owned(),
-        nonce: vec![7; 16],
         facts: Some((&facts()).into()),
     };
     let admitted = Admitted {
@@ -450,7 +449,7 @@ fn files() -> Vec<Seed> {
     let credentials = credentials(2);
     let a_try = json!({
         "ca_hash": pki::ca_hash(&credentials.ca).unwrap().to_string(),
-        "key": "key", "request": "AQI=", "nonce": Unique(9).to_string(),
+        "key": "key", "request": "AQI=",
     });
     let seat = serde_json::to_value(seat::seat()).unwrap();
     let events = lines(&[

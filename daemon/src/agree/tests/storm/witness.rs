@@ -46,6 +46,14 @@ pub struct Witness {
     trace: u64,
 }
 
+/// A node leads in a reign, or follows who leads.
+pub fn followed(vote: &Vote) {
+    let leader = vote.leader_id;
+    if let Some(node) = node_of(leader.voted_for).filter(|_| vote.committed) {
+        with(|witness| witness.leads(node, leader.term));
+    }
+}
+
 /// A node has come from an entry to a state. The file that is named is one of its own.
 pub fn saw(file: &Path, at: LogId, state: &Arc<State>) {
     with(|witness| witness.see(file, at, state));
@@ -131,11 +139,14 @@ impl Witness {
     /// A node takes part.
     pub fn look(&mut self, node: NodeId, status: &Status) {
         if status.role == Role::Leader {
-            let leader = *self.leaders.entry(status.term).or_insert(node);
-            if leader != node {
-                let term = status.term;
-                accuse_in(self, format!("{leader} and {node} lead in term {term}"));
-            }
+            self.leads(node, status.term);
+        }
+    }
+
+    fn leads(&mut self, node: NodeId, term: u64) {
+        let leader = *self.leaders.entry(term).or_insert(node);
+        if leader != node {
+            accuse_in(self, format!("{leader} and {node} lead in term {term}"));
         }
     }
 

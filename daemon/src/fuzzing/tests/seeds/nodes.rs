@@ -13,12 +13,12 @@ use crate::core::swim::packet::{Packet, Word};
 use crate::core::swim::{Life, Member};
 
 pub(super) fn raft() -> Vec<Seed> {
-    let vote = |node: u64, term: u64, committed: bool| json!({"leader_id": {"term": term, "node_id": node}, "committed": committed});
-    let log_id = |term: u64, node: u64, index: u64| json!({"leader_id": {"term": term, "node_id": node}, "index": index});
+    let vote = |node: u64, term: u64, committed: bool| json!({"leader_id": {"term": term, "voted_for": node}, "committed": committed});
+    let log_id = |term: u64, index: u64| json!({"leader_id": term, "index": index});
     let append_of = |term: u64, prev: Value, entries: Value| {
         json!({"append": {"rpc": {
             "vote": vote(2, term, true), "prev_log_id": prev, "entries": entries,
-            "leader_commit": log_id(5, 2, 1),
+            "leader_commit": log_id(5, 1),
         }, "has_majority": true}})
     };
     let append = |prev, entries| append_of(5, prev, entries);
@@ -29,28 +29,28 @@ pub(super) fn raft() -> Vec<Seed> {
     let state = serde_json::to_value(State::default()).unwrap();
     let snapshot = json!({"snapshot": {
         "vote": vote(2, 5, true),
-        "meta": {"last_log_id": log_id(5, 2, 9), "last_membership": {"log_id": null,
+        "meta": {"last_log_id": log_id(5, 9), "last_membership": {"log_id": null,
             "membership": {"configs": [[1, 2]], "nodes": {"1": {}, "2": {}}}}},
         "state": state,
     }});
-    let ask = |kind: &str, term: u64| json!({kind: {"vote": vote(2, term, false), "last_log_id": log_id(1, 1, 9)}});
+    let ask = |kind: &str, term: u64| json!({kind: {"vote": vote(2, term, false), "last_log_id": log_id(1, 9)}});
     let propose = json!({"propose": {"kv": {"put": {"name": "a", "text": "b"}}}});
     let transfer = json!({"transfer": {"from_leader": vote(2, 5, true), "to_node_id": 1,
-        "last_log_id": log_id(5, 2, 1)}});
+        "last_log_id": log_id(5, 1)}});
     let asked = said(&[
         json!("read-index"),
         propose,
         ask("pre-vote", 4),
         ask("vote", 5),
-        json!({"extent": log_id(1, 1, 1)}),
+        json!({"extent": log_id(1, 1)}),
         json!({"extent": null}),
     ]);
     let appended = said(&[
         ask("vote", 5),
         append(Value::Null, json!([])),
         append(
-            log_id(1, 1, 1),
-            json!([{"log_id": log_id(5, 2, 2), "payload": "Blank"}]),
+            log_id(1, 1),
+            json!([{"log_id": log_id(5, 2), "payload": "Blank"}]),
         ),
         transfer,
     ]);
@@ -83,7 +83,7 @@ pub(super) fn raft() -> Vec<Seed> {
         (
             "raft",
             "last-entry",
-            said(&[append(log_id(5, 2, u64::MAX), json!([]))]),
+            said(&[append(log_id(5, u64::MAX), json!([]))]),
         ),
     ]
 }
