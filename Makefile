@@ -64,7 +64,9 @@ test-all: all vm host-test ## all tests there are
 	@tests/run
 
 # Without a number of its own each kind has as many seeds as it does in a few hours.
-soak: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SIM_SEEDS (200) of who seems alive
+soak: soak-sim soak-vm ## all simulations, and all rounds in virtual machines: some nine hours
+
+soak-sim: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SIM_SEEDS (200) of who seems alive
 	@STORM_SEEDS=$(or $(SEEDS),10000) LINEAR_SEEDS=$(or $(LINEAR_SEEDS),500) SIM_SEEDS=$(or $(SIM_SEEDS),200) \
 		RUSTFLAGS='--cfg tokio_unstable -C target-feature=+crt-static' \
 		CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_TARGET_DIR=target/soak \
@@ -94,4 +96,4 @@ fmt: ## format everything
 clean: ## remove what was built in the tree; the cache stays
 	@rm -rf build target
 
-.PHONY: help all kmod user man vm check host-test test test-all soak soak-vm fuzz bench demo fmt clean
+.PHONY: help all kmod user man vm check host-test test test-all soak soak-sim soak-vm fuzz bench demo fmt clean

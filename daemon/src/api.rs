@@ -267,3 +267,16 @@ pub mod error {
     /// A node or the module could not be asked.
     pub const UNAVAILABLE: &str = "Unavailable";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_the_interface() {
+        let document = include_str!("../../Documentation/admin/varlink.md");
+        let (_, rest) = document.split_once("```\n").unwrap();
+        let (shown, _) = rest.split_once("```\n").unwrap();
+        assert_eq!(shown, DESCRIPTION);
+    }
+}

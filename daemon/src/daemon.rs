@@ -102,6 +102,10 @@ pub async fn run(config: Config, reload: Reload, mut sockets: Sockets) -> Result
         what: "cannot tell what this machine is made of",
         source,
     })?;
+    let facts = Facts {
+        dead_after_ms: u64::try_from(config.peer_dead_after.as_millis()).unwrap_or(u64::MAX),
+        ..facts
+    };
     let stubs = Stubs::new(ssi::uapi::DEVICE).map_err(|source| Error::System {
         what: "cannot keep the stub in memory",
         source,

@@ -31,6 +31,7 @@ pub fn read() -> io::Result<Facts> {
         wire: ssi::wire::VERSION.into(),
         features: features(&fs::read_to_string("/proc/cpuinfo")?),
         xfeatures: sys::xfeatures(),
+        dead_after_ms: 0,
     })
 }
 

@@ -98,6 +98,9 @@ pub struct Facts {
     /// What of its processor's state is saved.
     #[prost(uint64, tag = "4")]
     pub xfeatures: u64,
+    /// After how long it gives others up, in milliseconds.
+    #[prost(uint64, tag = "5")]
+    pub dead_after_ms: u64,
 }
 
 impl From<&facts::Facts> for Facts {
@@ -107,6 +110,7 @@ impl From<&facts::Facts> for Facts {
             wire: f.wire,
             features: f.features.iter().cloned().collect(),
             xfeatures: f.xfeatures,
+            dead_after_ms: f.dead_after_ms,
         }
     }
 }
@@ -118,6 +122,7 @@ impl From<Facts> for facts::Facts {
             wire: f.wire,
             features: f.features.into_iter().collect(),
             xfeatures: f.xfeatures,
+            dead_after_ms: f.dead_after_ms,
         }
     }
 }

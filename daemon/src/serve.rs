@@ -486,6 +486,7 @@ impl Connection {
         heeded.retain(|node, _| !state.is_quarantined(*node));
         let mut problems = health::problems(cluster.own(), &heeded);
         problems.extend(health::accusations(&state));
+        problems.extend(health::other_times(cluster.own(), &state));
         if !status.has_majority {
             problems.push(Problem::NoMajority(cluster.own()));
         }
@@ -547,6 +548,7 @@ fn problem(p: &Problem) -> api::Problem {
         Problem::Node { node, .. } => ("node-state", node),
         Problem::NoAnswer(node) => ("no-answer", node),
         Problem::ClockSkew { node, .. } => ("clock-skew", node),
+        Problem::OtherTime { node, .. } => ("other-time", node),
         Problem::NoMajority(node) => ("no-majority", node),
         Problem::Accused {
             node,

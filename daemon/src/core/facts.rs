@@ -29,6 +29,9 @@ pub struct Facts {
     pub features: BTreeSet<String>,
     /// Which parts of the processor's state are saved: bits of XCR0.
     pub xfeatures: u64,
+    /// After so long without a sign of life it gives others up, in milliseconds. It may be another one on each node while it
+    /// is changed, and then no [`Difference`].
+    pub dead_after_ms: u64,
 }
 
 /// Something that is not as at the other node.
@@ -160,6 +163,7 @@ mod tests {
             wire: 1,
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             xfeatures: 7,
+            dead_after_ms: 5_000,
         }
     }
 

@@ -81,6 +81,16 @@ pub enum Problem {
         /// Whether those are most of the others.
         quarantined: bool,
     },
+    /// A node gives others up after another time than this one: how long one must be cut off before all know that it
+    /// is depends on who leads.
+    OtherTime {
+        /// Which.
+        node: NodeId,
+        /// Its time, in milliseconds.
+        there_ms: u64,
+        /// That of this node.
+        here_ms: u64,
+    },
     /// A node hears of no majority: it can have nothing agreed on.
     NoMajority(NodeId),
 }
@@ -117,6 +127,16 @@ impl std::fmt::Display for Problem {
                     write!(f, "{} {by} ({of})", if i == 0 { "" } else { "," })
                 })
             }
+            Problem::OtherTime {
+                node,
+                there_ms,
+                here_ms,
+            } => write!(
+                f,
+                "peer_dead_after_s is {} on {node}, and {} here",
+                there_ms / 1000,
+                here_ms / 1000
+            ),
             Problem::NoMajority(node) => write!(f, "{node} hears of no majority of the cluster"),
         }
     }
@@ -157,6 +177,20 @@ pub fn problems(own: NodeId, views: &BTreeMap<NodeId, Option<View>>) -> Vec<Prob
         }
     }
     all
+}
+
+/// Who has another idea than `own` of how long one is given.
+pub fn other_times(own: NodeId, state: &State) -> impl Iterator<Item = Problem> + '_ {
+    let time = |node: &NodeId| Some(state.nodes.get(node)?.facts.dead_after_ms);
+    let here_ms = time(&own);
+    state.nodes.keys().filter_map(move |node| {
+        let (there_ms, here_ms) = (time(node)?, here_ms?);
+        (there_ms != here_ms).then_some(Problem::OtherTime {
+            node: *node,
+            there_ms,
+            here_ms,
+        })
+    })
 }
 
 /// What is held against nodes.
@@ -209,6 +243,20 @@ mod tests {
         assert_eq!(said(all), [""; 0]);
         let alone = BTreeMap::from([(n(1), Some(View::default()))]);
         assert_eq!(problems(n(1), &alone), []);
+    }
+
+    #[test]
+    fn times_that_differ_are_told() {
+        let mut state = crate::core::state::tests::of_nodes(3);
+        assert_eq!(other_times(n(1), &state).count(), 0);
+        state.nodes.get_mut(&n(2)).unwrap().facts.dead_after_ms = 10_000;
+        let told = |own| {
+            let all = other_times(n(own), &state).map(|p| p.to_string());
+            all.collect::<Vec<_>>()
+        };
+        assert_eq!(told(1), ["peer_dead_after_s is 10 on n2, and 5 here"]);
+        assert_eq!(told(2).len(), 2);
+        assert_eq!(told(9), [""; 0], "it does not know yet");
     }
 
     #[test]

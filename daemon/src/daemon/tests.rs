@@ -6,6 +6,7 @@
 //! links go without TLS, because the kernel the tests run on may have none; the control connection
 //! has it.
 
+mod certificates;
 mod deaths;
 mod hostile;
 mod joining;

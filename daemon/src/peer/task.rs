@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::{Input, Peer, Replies, Service, Status};
+use crate::clock::now_ms;
 use crate::config::Node;
 use crate::conn::{Conn, Heard};
 use crate::core::liveness::{Liveness, State};
@@ -28,6 +29,7 @@ use crate::failure::Failure;
 use crate::kmod::Kmod;
 use crate::msg::{Answer, Body, Call, Failed, Relink as RelinkMessage, Reply, Request};
 use crate::net::{Net, Opened};
+use crate::pki;
 use crate::session::Session;
 
 /// Inputs that wait. Connections wait when it is full, and so does what the peer sends.
@@ -98,6 +100,8 @@ struct Task {
     removed: bool,
     /// What ties it to this node. The daemons speak with each other whatever it is.
     tie: Tie,
+    /// When the certificate runs out by which the peer proved who it is when it connected last.
+    proven_until_ms: Option<u64>,
     /// Whether it was said what ties it to this node since this daemon runs. Before that nobody knows whether the module
     /// has something of an epoch that is over.
     is_judged: bool,
@@ -184,6 +188,7 @@ impl Waiting {
             complaint: String::new(),
             removed: false,
             tie,
+            proven_until_ms: None,
             is_judged: false,
         };
         tokio::spawn(task.run(self.inputs));
@@ -226,7 +231,8 @@ impl Task {
 
     /// When [`Task::act`] has something to do next.
     fn due_ms(&self) -> Option<u64> {
-        let mut due = vec![self.liveness.due_ms(), self.tell_death_ms];
+        let proven = self.proven_until_ms.filter(|_| self.conn.is_some());
+        let mut due = vec![self.liveness.due_ms(), self.tell_death_ms, proven];
         due.extend(self.look_ms);
         match (&self.side, &self.conn) {
             (Side::Dials { control, .. }, None) => due.push(control.due_ms()),
@@ -243,6 +249,11 @@ impl Task {
         let now = self.now_ms();
         if let Some(state) = self.liveness.wake(now) {
             self.entered(state, now);
+        }
+        if self.conn.is_some() && self.proven_until_ms.is_some_and(|at| at <= now) {
+            // Whoever has another by now, as it should, is here again at once. One that has none is soon dead.
+            tracing::info!(peer = %self.peer.id, "its certificate has run out since it connected");
+            self.disconnect(now);
         }
         if self.tell_death_ms.is_some_and(|at| at <= now) {
             self.tell_death_ms = match self.module.peer_dead(self.peer.id).await {
@@ -499,6 +510,9 @@ impl Task {
         let Some(input) = self.input.upgrade() else {
             return;
         };
+        let proof = session.peer_certificate().map(|c| pki::expires(c));
+        let good_for = |end: u64| end.saturating_sub(now_ms());
+        self.proven_until_ms = proof.and_then(Result::ok).map(|end| now + good_for(end));
         self.conn = Some(Conn::start(
             session,
             self.peer.id,

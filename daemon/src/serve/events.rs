@@ -31,7 +31,8 @@ impl Connection {
     /// somebody listens.
     pub(super) async fn events(&mut self, more: bool) -> Result<Outcome, varlink::Error> {
         if !self.user.is_admin {
-            return Ok(Failure::NotAdministrator.into());
+            let refused: Result<(), Failure> = Err(Failure::NotAdministrator);
+            return Ok(self.done("Events", String::new(), refused));
         }
         let mut known = Known::new();
         let mut first = true;

@@ -9,7 +9,7 @@
 //! all along; when all is healed everything must go on.
 //!
 //! The clock does not wait and all that is left to chance comes from the seed. In which order tokio wakes
-//! those who watch the same value does so only if it is built with `--cfg tokio_unstable`, as `make soak`
+//! those who watch the same value does so only if it is built with `--cfg tokio_unstable`, as `make soak-sim`
 //! does: then a seed is the same run to the last entry, else it most often is.
 
 mod people;
@@ -515,13 +515,13 @@ fn a_number_that_is_given_twice_is_found() {
 }
 
 #[test]
-#[ignore = "it takes many storms: make soak"]
+#[ignore = "it takes many storms: make soak-sim"]
 fn a_fence_that_is_too_short_is_found() {
     finds(Planted::FencesShort, 3000, &["runs on"]);
 }
 
 #[test]
-#[ignore = "it takes many storms: make soak"]
+#[ignore = "it takes many storms: make soak-sim"]
 fn a_node_that_believes_old_words_is_found() {
     finds(Planted::Believes, 3000, &["runs on"]);
 }

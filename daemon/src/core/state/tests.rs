@@ -25,6 +25,7 @@ fn facts() -> Facts {
     Facts {
         kernel: "7.3.3 #1".to_owned(),
         features: ["avx2".to_owned()].into(),
+        dead_after_ms: 5_000,
         ..Facts::default()
     }
 }

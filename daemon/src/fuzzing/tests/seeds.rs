@@ -47,6 +47,7 @@ fn facts() -> Facts {
         wire: 3,
         features: ["avx2", "sse4_2"].map(str::to_owned).into(),
         xfeatures: 7,
+        dead_after_ms: 5_000,
     }
 }
 
