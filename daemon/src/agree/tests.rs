@@ -5,6 +5,7 @@
 mod hostile;
 mod keeper;
 mod linear;
+mod overload;
 mod recovery;
 mod storm;
 mod wall;

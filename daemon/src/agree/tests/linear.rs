@@ -36,8 +36,8 @@ fn at_time(begun: Instant, time: Instant) -> u64 {
 }
 
 /// What clients did, by name, and a number that nobody had.
-struct Seen<O> {
-    events: BTreeMap<u64, Vec<Event<O>>>,
+pub(super) struct Seen<O> {
+    pub(super) events: BTreeMap<u64, Vec<Event<O>>>,
     last: u64,
     /// Locks that nobody else was asked for.
     lent: u64,
@@ -53,7 +53,7 @@ impl<O> Default for Seen<O> {
     }
 }
 
-type Keepers = Arc<Mutex<BTreeMap<NodeId, Arc<Keeper>>>>;
+pub(super) type Keepers = Arc<Mutex<BTreeMap<NodeId, Arc<Keeper>>>>;
 
 /// A number for the session of a node that keeps locks.
 fn unique() -> Option<Unique> {
@@ -61,18 +61,18 @@ fn unique() -> Option<Unique> {
     Some(Unique(LAST.fetch_add(1, Ordering::Relaxed).into()))
 }
 
-struct Client<O> {
-    cluster: Arc<Cluster>,
-    keepers: Keepers,
-    begun: Instant,
-    seen: Arc<Mutex<Seen<O>>>,
-    dice: Dice,
+pub(super) struct Client<O> {
+    pub(super) wires: Arc<Mutex<Wires>>,
+    pub(super) keepers: Keepers,
+    pub(super) begun: Instant,
+    pub(super) seen: Arc<Mutex<Seen<O>>>,
+    pub(super) dice: Dice,
 }
 
 impl<O> Client<O> {
     /// Some node that runs.
     fn node(&mut self) -> Agreement {
-        let wires = self.cluster.wires.lock().unwrap();
+        let wires = self.wires.lock().unwrap();
         let all: Vec<&Agreement> = wires.nodes.values().collect();
         let one = usize::try_from(self.dice.below(all.len() as u64)).unwrap();
         all[one].clone()
@@ -96,8 +96,13 @@ impl<O> Client<O> {
 }
 
 impl Client<ValueOp> {
-    async fn run(mut self) {
-        for _ in 0..OPS {
+    async fn run(self) {
+        self.some(OPS).await;
+    }
+
+    /// So many operations.
+    pub(super) async fn some(mut self, ops: u64) {
+        for _ in 0..ops {
             self.pause(2000).await;
             let (node, name) = (self.node(), self.dice.below(NAMES));
             if self.dice.below(2) == 0 {
@@ -147,6 +152,9 @@ impl Client<ValueOp> {
             Ok(kv::Outcome::Refused(kv::Refusal::Differs { revision })) => {
                 self.saw(name, call, end, ValueOp::Differs(revision));
             }
+            Ok(kv::Outcome::Refused(kv::Refusal::Forgotten)) => {
+                self.saw(name, call, None, put(None))
+            }
             Ok(other) => panic!("{other:?}"),
             Err(Error::Unavailable) => {}
             Err(_) => self.saw(name, call, None, put(None)),
@@ -167,7 +175,7 @@ impl Client<LockOp> {
                 own % LOCKS
             };
             let home = n(u16::try_from(own % 3).unwrap() + 1);
-            let home = self.cluster.wires.lock().unwrap().nodes.get(&home).cloned();
+            let home = self.wires.lock().unwrap().nodes.get(&home).cloned();
             let node = home.filter(|_| !strays).unwrap_or_else(|| self.node());
             let session = Unique(self.unique().into());
             // Whatever fails, the session ends by its lease.
@@ -235,7 +243,7 @@ where
     let mut clients = JoinSet::new();
     for i in 0..CLIENTS {
         clients.spawn(run(Client {
-            cluster: Arc::clone(&cluster),
+            wires: Arc::clone(&cluster.wires),
             keepers: Arc::clone(&keepers),
             begun,
             seen: Arc::clone(&seen),
@@ -320,4 +328,93 @@ async fn a_node_that_lends_what_it_does_not_keep_any_more_is_caught() {
         }
     }
     panic!("nothing was lent for too long");
+}
+
+/// Something outside of the cluster that keeps a number, and may look at the token of who reads or writes it.
+#[derive(Default)]
+struct Store {
+    value: u64,
+    highest: u64,
+    /// Whether it turns away those who come with a lower token than somebody before.
+    looks: bool,
+    /// Writes that it took, and calls that it turned away.
+    written: u64,
+    turned_away: u64,
+}
+
+impl Store {
+    fn may(&mut self, token: u64) -> bool {
+        let may = !self.looks || token >= self.highest;
+        self.highest = self.highest.max(token);
+        self.turned_away += u64::from(!may);
+        may
+    }
+
+    fn read(&mut self, token: u64) -> Option<u64> {
+        self.may(token).then_some(self.value)
+    }
+
+    fn write(&mut self, token: u64, value: u64) {
+        if self.may(token) {
+            self.value = value;
+            self.written += 1;
+        }
+    }
+}
+
+impl Client<()> {
+    /// Adds one under the lock again and again, until so many have.
+    async fn add(mut self, store: Arc<Mutex<Store>>, sections: u64) {
+        while store.lock().unwrap().written < sections {
+            let node = self.node();
+            let keeper = Arc::clone(&self.keepers.lock().unwrap()[&node.0.own]);
+            let id = Unique(self.unique().into());
+            let session = Session::new(&node, id, owner(node.0.own), None, TTL);
+            let mut session = session.kept_by(keeper);
+            let acquired = session.acquire("counter", Mode::Write, Some(4 * TTL), || true);
+            if let Ok(token) = acquired.await {
+                let read = store.lock().unwrap().read(token);
+                // It stands still now and then, for longer than its lease.
+                let most_ms = if self.dice.below(20) == 0 { 9000 } else { 50 };
+                self.pause(most_ms).await;
+                if let Some(value) = read {
+                    store.lock().unwrap().write(token, value + 1);
+                }
+                let _ = session.release("counter").await;
+            }
+            let _ = session.close().await;
+        }
+    }
+}
+
+/// What a store has in the end to which so many added one.
+async fn added(looks: bool, sections: u64) -> Store {
+    let store = Arc::new(Mutex::new(Store {
+        looks,
+        ..Store::default()
+    }));
+    let run = |client: Client<()>| client.add(Arc::clone(&store), sections);
+    trouble(17, run).await;
+    std::mem::take(&mut *store.lock().unwrap())
+}
+
+/// However long who has the lock stands still, and whatever becomes of his node and of those who agree.
+#[tokio::test(start_paused = true)]
+async fn no_update_is_lost_where_the_token_is_looked_at() {
+    let sections = std::env::var("LINEAR_SECTIONS").ok();
+    let sections = sections.and_then(|n| n.parse().ok()).unwrap_or(400);
+    let store = added(true, sections).await;
+    assert_eq!(store.value, store.written);
+    assert!(store.turned_away > 0, "nobody came too late");
+    println!(
+        "{} sections, {} calls turned away",
+        store.written, store.turned_away
+    );
+}
+
+/// The lock alone promises nothing to who stood still.
+#[tokio::test(start_paused = true)]
+async fn updates_are_lost_where_nobody_looks_at_the_token() {
+    let store = added(false, 400).await;
+    assert!(store.value < store.written);
 }

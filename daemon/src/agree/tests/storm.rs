@@ -25,10 +25,12 @@ use self::processes::Processes;
 use self::troubles::Off;
 use self::weather::{Trouble, Weather};
 use self::witness::Witness;
+use super::linear::{self, Seen};
 use super::*;
 use crate::agree::disk::faulty;
 use crate::agree::lease::keep_time;
 use crate::agree::runtime;
+use crate::core::history::{Value, ValueOp, is_linear};
 
 /// Steps of a run; between two of them something may go wrong.
 const STEPS: u32 = 40;
@@ -36,6 +38,8 @@ const STEPS: u32 = 40;
 const WELL_IN: Duration = Duration::from_secs(120);
 /// So many seeds are run if nobody says how many.
 const FEW: u64 = 4;
+/// Who comes reads and writes so often.
+const VISITS: u64 = 5;
 /// There are so many processes.
 const PROCESSES: u16 = 4;
 
@@ -54,6 +58,8 @@ pub(in crate::agree) enum Planted {
     AdmitsAnyhow,
     /// Who takes a process over does not wait until its node has fenced itself off.
     FencesShort,
+    /// What is read is what a node knows, without asking whether there is more.
+    ReadsStale,
     /// A node believes that there is a majority if a leader says so, whenever that was.
     Believes,
 }
@@ -71,6 +77,10 @@ struct Storm {
     sure: BTreeMap<String, u64>,
     serial: u128,
     claims: Claims,
+    /// What people read and wrote, and since when that is counted.
+    seen: Arc<Mutex<Seen<ValueOp>>>,
+    begun: Instant,
+    visitors: JoinSet<()>,
     processes: processes::Shared,
     planted: Planted,
 }
@@ -95,6 +105,9 @@ impl Storm {
             sure: BTreeMap::new(),
             serial: 1 << 32,
             claims: Claims::default(),
+            seen: Arc::default(),
+            begun: Instant::now(),
+            visitors: JoinSet::new(),
             planted,
         };
         storm.start(n(1), Unique(1)).await?;
@@ -254,6 +267,9 @@ impl Storm {
         if self.below(2) == 0 {
             self.want_lock();
         }
+        if self.below(3) == 0 {
+            self.visit();
+        }
         let mut asked = JoinSet::new();
         for j in 0..2 {
             let by = self.any();
@@ -295,6 +311,31 @@ impl Storm {
         tokio::spawn(client.run());
     }
 
+    /// Somebody reads and writes a few values, on any nodes.
+    fn visit(&mut self) {
+        let visitor = linear::Client::<ValueOp> {
+            wires: Arc::clone(&self.cluster.wires),
+            keepers: linear::Keepers::default(),
+            begun: self.begun,
+            seen: Arc::clone(&self.seen),
+            dice: Dice(self.below(u64::MAX - 1) + 1),
+        };
+        self.visitors.spawn(visitor.some(VISITS));
+    }
+
+    /// What they saw is what they could have seen of one machine.
+    async fn judge_visits(&mut self) -> Result<(), String> {
+        while let Some(ended) = self.visitors.join_next().await {
+            ended.map_err(|e| e.to_string())?;
+        }
+        for (name, events) in &self.seen.lock().unwrap().events {
+            if !is_linear::<Value>(events) {
+                return Err(format!("{name} is not as of one machine: {events:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn look(&mut self) -> Result<(), String> {
         let wires = self.wires();
         witness::with(|witness| {
@@ -328,6 +369,9 @@ impl Storm {
         timeout(WELL_IN, self.well())
             .await
             .map_err(|_| format!("not well again: {}", self.plight()))??;
+        timeout(WELL_IN, self.judge_visits())
+            .await
+            .map_err(|_| "somebody is not answered".to_owned())??;
         self.look()?;
         for (node, at) in &self.wires().nodes {
             let state = Arc::clone(&at.watch().borrow());
@@ -408,6 +452,7 @@ fn storm(seed: u64, planted: Planted) -> Result<Run, String> {
     runtime::seed(seed);
     faulty::clear();
     witness::begin(planted);
+    READS_ARE_STALE.set(planted == Planted::ReadsStale);
     let starts = runtime.block_on(async {
         let mut storm = Storm::begin(seed, planted).await?;
         for i in 0..STEPS {
@@ -422,6 +467,7 @@ fn storm(seed: u64, planted: Planted) -> Result<Run, String> {
         Ok(starts)
     });
     faulty::CHECKS_ARE_SKIPPED.set(false);
+    READS_ARE_STALE.set(false);
     let seen = witness::end();
     starts.map(|starts: u64| Run {
         trace: seen.trace(),
@@ -507,6 +553,11 @@ fn damage_that_is_overlooked_is_found() {
 #[test]
 fn a_lock_that_is_given_twice_is_found() {
     finds(Planted::GivesTwice, 60, &["two holders"]);
+}
+
+#[test]
+fn a_read_that_asks_nobody_is_found() {
+    finds(Planted::ReadsStale, 60, &["as of one machine"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! What goes wrong in a storm, and what people do in it.
 
 use super::*;
+use crate::core::voters;
 
 /// How a node goes off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +17,17 @@ pub enum Off {
 }
 
 impl Storm {
-    /// Some voters, `leader` among them, and the rest.
+    /// Some voters, `leader` among them, and the rest: now and then by the rule of the steward, which changes little, else any.
     pub fn choose(&mut self, leader: NodeId) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+        if self.below(2) == 0 {
+            let mut nodes: BTreeSet<NodeId> = self.machines.keys().copied().collect();
+            nodes.retain(|node| Some(*node) != self.damaged);
+            let up: BTreeSet<NodeId> = self.wires().nodes.keys().copied().collect();
+            let now = self.node(leader).status().voters;
+            let voters = voters::choose(&nodes, &now, leader, |node| up.contains(&node));
+            let learners = nodes.difference(&voters).copied().collect();
+            return (voters, learners);
+        }
         let mut able: Vec<NodeId> = self.machines.keys().copied().collect();
         able.retain(|node| Some(*node) != self.damaged && *node != leader);
         let wanted = match able.len() + 1 {
