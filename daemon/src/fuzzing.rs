@@ -9,7 +9,9 @@
 pub mod audit;
 pub mod command;
 pub mod config;
+pub mod http;
 pub mod log;
+mod machine;
 pub mod message;
 pub mod netlink;
 pub mod pki;

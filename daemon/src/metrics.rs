@@ -20,7 +20,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -86,7 +87,11 @@ async fn serve(listener: TcpListener, stage: Arc<Stage>) {
     }
 }
 
-async fn connection(stream: TcpStream, stage: Arc<Stage>) -> hyper::Result<()> {
+/// Answers on one connection until its end.
+pub(crate) async fn connection<S>(stream: S, stage: Arc<Stage>) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(|request: Request<Incoming>| {
         let stage = Arc::clone(&stage);
         async move { Ok::<_, Infallible>(answer(&request, &stage).await) }

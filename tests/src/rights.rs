@@ -62,10 +62,7 @@ fn users(cluster: &Cluster) -> Result<()> {
 
 /// Members of the group `ssi` move the processes of all, also when another node carries it out.
 fn administrators(cluster: &Cluster) -> Result<()> {
-    cluster.sh(
-        N1,
-        "grep -q ^ssi: /etc/group || echo ssi:x:4242: >>/etc/group",
-    )?;
+    cluster.sh(N1, "grep -q ^ssi: /etc/group || groupadd --system ssi")?;
     let body = || -> Result<()> {
         let mut proc = spin(cluster)?;
         let ask = |groups: &str, to: Node| {
@@ -79,14 +76,14 @@ fn administrators(cluster: &Cluster) -> Result<()> {
         let other = ask("--groups 4241", N2)?;
         ensure!(other.contains("status 4"), "a stranger moved it: {other}");
         for (to, doing) in [(N2, N2), (N3, N3), (N1, N1)] {
-            let said = ask("--groups 4241,4242", to)?;
+            let said = ask("--groups 4241,ssi", to)?;
             ensure!(said.contains("status 0"), "an administrator: {said}");
             prove_runs(cluster, proc.pid(), "spin", N1, doing, Doing::Computing)?;
         }
         proc.must_pass()
     };
     let result = body();
-    cluster.sh(N1, "sed -i /^ssi:/d /etc/group")?;
+    cluster.sh(N1, "groupdel ssi")?;
     result
 }
 

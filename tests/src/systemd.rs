@@ -338,6 +338,13 @@ fn install(cluster: &Cluster) -> Result<()> {
         matches!(found[..], [module, "/usr/sbin/ssid", "/usr/sbin/ssictl", "enabled"] if module.ends_with("/updates/ssi.ko")),
         "{found:?}"
     );
+    let version = cluster.sh(N3, "ssid --version")?;
+    let running = cluster.sh(N3, "ssictl version")?;
+    let protocol = version.rsplit(", ").next().unwrap_or_default();
+    ensure!(
+        protocol.starts_with("daemon protocol ") && running.contains(protocol),
+        "{version}, but {running}"
+    );
     // As they were.
     let put_back = format!(
         "mv /usr/sbin/ssictl /usr/bin/; rm \"$(modinfo -n ssi)\"; mv /root/unum.conf {MODPROBE}; rm -r {FILES}"

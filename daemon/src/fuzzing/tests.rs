@@ -13,10 +13,11 @@ mod seeds;
 type Target = (&'static str, fn(&[u8]));
 
 /// Name and function of each target.
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("audit", audit::run),
     ("command", command::run),
     ("config", config::run),
+    ("http", http::run),
     ("log", log::run),
     ("message", message::run),
     ("netlink", netlink::run),
@@ -127,7 +128,7 @@ macro_rules! replayed {
 mod corpus_of {
     use super::replay;
 
-    replayed! { audit command config log message netlink pki raft seat swim tls varlink }
+    replayed! { audit command config http log message netlink pki raft seat swim tls varlink }
 
     #[test]
     fn all_targets_are_replayed_and_fuzzed() {

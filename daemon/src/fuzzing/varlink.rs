@@ -2,24 +2,19 @@
 
 //! Calls of a local user who may do nothing but ask.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::machine::{Node, alone};
 use super::scratch;
-use crate::agree::Timing;
-use crate::audit::Audit;
-use crate::config::Config;
-use crate::core::facts::Facts;
-use crate::netlink;
-use crate::seat::Store;
+use crate::core::state::State;
 use crate::serve;
-use crate::stage::{Equipment, Stage};
-use crate::stub::Stubs;
+use crate::stage::Stage;
 use crate::user::User;
 use crate::varlink::{Call, Frames, MAX_CALL_BYTES, Reply};
 
@@ -30,51 +25,101 @@ const USER: User = User {
 };
 /// Longest wait for the end of a conversation.
 const DONE_IN: Duration = Duration::from_secs(20);
+/// So long a user of a node listens: it answers what it does not wait for.
+const LISTENS: Duration = Duration::from_millis(300);
 /// Longest reply to such a user: the description of the interface is in it, or all of the call.
 const MAX_REPLY_BYTES: usize = 4 * MAX_CALL_BYTES;
 
-/// What the user writes before he closes that side. There is a reply to each call that wants one, and
-/// nothing changes.
+/// What the user writes before he closes that side, to a machine in no cluster or, behind a `+`, to the only node of
+/// one. There is a reply to each call that wants one, and nothing changes that is not his.
 ///
 /// # Panics
 /// When the bytes do harm.
 pub fn run(data: &[u8]) {
-    let (calls, wanted) = calls(data);
+    if let Some(data) = data.strip_prefix(b"+") {
+        return Node::with(|node| {
+            let before = agreed(&node.stage);
+            let replies = node
+                .runtime
+                .block_on(talk(&node.stage, data, Some(LISTENS)));
+            assert_eq!(agreed(&node.stage), before);
+            judge(data, replies, true);
+        });
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let dir = scratch();
     let replies = runtime.block_on(async {
-        let stage = stage(dir.path());
-        let (mut ours, theirs) = UnixStream::pair().expect("sockets");
-        let server = tokio::spawn(serve::converse(theirs, Arc::clone(&stage), USER));
-        let (mut read, mut write) = ours.split();
-        let talk = async {
-            let mut replies = Vec::new();
-            let ask = async {
-                // Its end may close before all is said.
-                let _ = write.write_all(data).await;
-                let _ = write.shutdown().await;
-            };
-            let (_, heard) = tokio::join!(ask, read.read_to_end(&mut replies));
-            heard.map(|_| replies)
-        };
-        let replies = timeout(DONE_IN, talk).await.expect("an end in time");
-        drop(timeout(DONE_IN, server).await.expect("an end in time"));
+        let stage = alone(dir.path());
+        let replies = talk(&stage, data, None).await;
         assert!(stage.cluster().is_err());
         replies
     });
-    // Closed with calls unread, the kernel says so and no more.
+    judge(data, replies, false);
+}
+
+/// What is agreed on but for locks, which a user may have.
+fn agreed(stage: &Stage) -> State {
+    let council = stage.cluster().and_then(|c| Ok(Arc::clone(c.council()?)));
+    let mut state = State::clone(&council.expect("a node").state());
+    let name = format!("u{}/", USER.uid);
+    let theirs = state
+        .locks
+        .locks()
+        .keys()
+        .all(|lock| lock.starts_with(&name));
+    assert!(theirs, "somebody else's lock");
+    state.locks = Arc::default();
+    state
+}
+
+/// Says it all, and hears until the end, or for so long: who watches is told as long as he listens. Closed with calls
+/// unread, the kernel says so and no more.
+async fn talk(stage: &Arc<Stage>, data: &[u8], listens: Option<Duration>) -> io::Result<Vec<u8>> {
+    let (mut ours, theirs) = UnixStream::pair().expect("sockets");
+    let server = tokio::spawn(serve::converse(theirs, Arc::clone(stage), USER));
+    let (mut read, mut write) = ours.split();
+    let mut replies = Vec::new();
+    let talk = async {
+        let ask = async {
+            // Its end may close before all is said.
+            let _ = write.write_all(data).await;
+            let _ = write.shutdown().await;
+        };
+        tokio::join!(ask, read.read_to_end(&mut replies)).1
+    };
+    let heard = match listens {
+        None => timeout(DONE_IN, talk).await.expect("an end in time"),
+        Some(listens) => timeout(listens, talk).await.unwrap_or(Ok(0)),
+    };
+    drop(ours);
+    drop(timeout(DONE_IN, server).await.expect("an end in time"));
+    heard.map(|_| replies)
+}
+
+/// There is a reply to each call that wants one; a node has more than one for those who want more.
+fn judge(data: &[u8], replies: io::Result<Vec<u8>>, is_node: bool) {
     let Ok(replies) = replies else { return };
+    let (calls, wanted) = calls(data);
     let mut frames = Frames::new(MAX_REPLY_BYTES);
     frames.push(&replies);
     let mut seen = 0;
     while let Some(reply) = frames.take::<Reply>().expect("a reply") {
-        assert!(reply.parameters.is_some() && reply.continues.is_none());
-        seen += 1;
+        assert!(reply.parameters.is_some() && (is_node || reply.continues.is_none()));
+        seen += usize::from(reply.continues != Some(true));
     }
-    assert_eq!(seen, wanted, "replies to {calls} calls");
+    // Who has hung up is not told any more what he waited for.
+    let all = if is_node {
+        seen <= wanted
+    } else {
+        seen == wanted
+    };
+    assert!(
+        all,
+        "{seen} replies to {calls} calls, of which {wanted} want one"
+    );
 }
 
 /// How many calls there are until one cannot be read, and how many want a reply.
@@ -87,22 +132,4 @@ fn calls(data: &[u8]) -> (usize, usize) {
         wanted += usize::from(call.oneway != Some(true));
     }
     (calls, wanted)
-}
-
-/// A machine in no cluster.
-fn stage(dir: &Path) -> Arc<Stage> {
-    let config = Config::parse(dir, "").expect("all has a default");
-    let equipment = Equipment {
-        stubs: Arc::new(Stubs::new("/dev/null").expect("a stub")),
-        audit: Arc::new(Audit::open(&dir.join("audit"), 0).expect("a log")),
-        facts: Facts::default(),
-        open_module: Box::new(|_| {
-            let missing = netlink::Error::NoFamily("ssi".to_owned());
-            Box::pin(async { Err(crate::kmod::Error::NotLoaded(missing)) })
-        }),
-        timing: Timing::default(),
-        sockets: Mutex::default(),
-    };
-    let store = Store::open(&dir.join("state")).expect("a directory");
-    Stage::new(Arc::new(config), store, equipment)
 }

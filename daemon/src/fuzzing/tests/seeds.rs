@@ -435,7 +435,38 @@ fn texts() -> Vec<Seed> {
         certificate_life_s = 604800\nsocket = \"/run/ssid/io.unum.Cluster\"\nlog = \"info\"\n\
         audit = \"/var/lib/ssid/audit\"\nmetrics = \"127.0.0.1:9400\"\nplain_links = false\n\n\
         [guests]\nhost = true\nroot = false\nuids = [\"1000-1999\", \"4000\"]\n";
+    let own = "u65534/mine";
+    let node = [
+        b"+",
+        &*calls(&[
+            call(
+                "Acquire",
+                json!({"name": own, "mode": "write", "wait_ms": 100, "ttl_ms": 3000}),
+            ),
+            call("Renew", json!({})),
+            call("Locks", json!({})),
+            call("Release", json!({"name": own})),
+            call("Acquire", json!({"name": "theirs", "mode": "read"})),
+            call("SetValue", json!({"name": "a", "value": "eA=="})),
+            call("GetValue", json!({"name": "a"})),
+            call("ListValues", json!({"prefix": ""})),
+            call("DeleteValue", json!({"name": "a"})),
+            json!({"method": "io.unum.Cluster.WatchValues", "parameters": {"prefix": "", "after": 0}, "more": true}),
+        ]),
+    ];
+    let node = node.concat();
+    let asked_node = [b"+", &*asked].concat();
+    let wanted_node = [b"+", &*wanted].concat();
+    let get =
+        |path: &str| format!("GET {path} HTTP/1.1\r\nHost: n1\r\nAccept: */*\r\n\r\n").into_bytes();
     vec![
+        ("http", "metrics", get("/metrics")),
+        ("http", "ready", get("/readyz")),
+        ("http", "old", b"GET /healthz HTTP/1.0\r\n\r\n".to_vec()),
+        ("http", "post", b"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".to_vec()),
+        ("varlink", "node", node),
+        ("varlink", "asked-node", asked_node),
+        ("varlink", "wanted-node", wanted_node),
         ("varlink", "asked", asked),
         ("varlink", "wanted", wanted),
         ("config", "all", config.into()),
