@@ -98,7 +98,9 @@ impl Processes {
             LOOKS_UP_IN + Duration::from_millis(isolation::LOOK_MS + ENDS_IN_MS) + 3 * EVERY;
         let runs = |guest: &&Guest| {
             let paused = wires.paused.get(&guest.host);
-            paused.is_none_or(|until| *until + looks <= now)
+            // What its module was told to end it ends, whatever becomes of the daemon.
+            guest.ends.is_none_or(|ends| ends > now)
+                && paused.is_none_or(|until| *until + looks <= now)
         };
         let mut seen: BTreeMap<&str, &Guest> = BTreeMap::new();
         for guest in self.guests.iter().filter(runs) {
@@ -160,16 +162,14 @@ impl Node {
         let after_ms = u64::try_from(fence_after().as_millis()).unwrap();
         let (mut believing, begun) = (Isolation::new(after_ms, 0), Instant::now());
         let mut states = self.at.watch();
+        let mut has_stopped = false;
         loop {
             let mut isolated = None;
             tokio::select! {
                 biased;
                 is = pulse.changed(), if planted != Planted::Believes => isolated = Some(is),
-                changed = states.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
+                // One whose disk failed agrees on nothing any more, and is fenced off all the same.
+                changed = states.changed(), if !has_stopped => has_stopped = changed.is_err(),
                 () = sleep(EVERY) => {}
             }
             awake(&self.wires, self.own).await;
@@ -203,6 +203,7 @@ impl Node {
             ties.set_present(present.collect());
         }
         if let Some(isolated) = isolated {
+            witness::trace(|| format!("{} is isolated: {isolated}", self.own));
             ties.set_isolated(isolated);
         }
         self.end(&mut all, &wires);
@@ -230,6 +231,7 @@ impl Node {
             {
                 let takes = Duration::from_millis(all.dice.below(ENDS_IN_MS));
                 guest.ends = Some(now + takes);
+                witness::trace(|| format!("{} ends {guest:?}", self.own));
             }
         }
         guests.retain(|guest| guest.host != self.own || guest.ends.is_none_or(|ends| ends > now));
@@ -242,6 +244,7 @@ impl Node {
         let Some(ended) = ended else { return };
         let has_ended = all.guests.iter().all(|guest| guest.host != self.own);
         if has_ended && self.may_ask("back", ended) {
+            witness::trace(|| format!("{} comes back after {ended}", self.own));
             let node = self.own;
             self.propose(Command::ComeBack { node, ended });
         }
@@ -287,6 +290,7 @@ impl Node {
         }
         let one = usize::try_from(all.dice.below(others.len() as u64)).unwrap();
         let host = others[one];
+        witness::trace(|| format!("{} wants {name}, of {run} before, on {host}", self.own));
         let place = Place {
             home: own,
             host: (host.get(), current(state, host).unwrap()),
@@ -332,6 +336,7 @@ impl Node {
         }
         all.begun.insert(run);
         all.starts += 1;
+        witness::trace(|| format!("{home} starts {name} of {run} on {host}: {here:?}"));
         all.guests.push(Guest {
             process: name.to_owned(),
             run,

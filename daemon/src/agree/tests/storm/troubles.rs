@@ -45,6 +45,7 @@ impl Storm {
 
     /// A node is off. Returns how many lives it had.
     fn turn_off(&mut self, node: NodeId) -> Option<u32> {
+        witness::trace(|| format!("{node} is off"));
         let life = self.machines.get_mut(&node)?;
         *life += 1;
         let life = *life;
@@ -188,6 +189,7 @@ impl Storm {
     }
 
     pub async fn meet(&mut self, trouble: Trouble) -> Result<(), String> {
+        witness::trace(|| format!("trouble: {trouble:?}"));
         match trouble {
             Trouble::Crash => {
                 let node = self.any();
@@ -211,6 +213,7 @@ impl Storm {
             Trouble::Pause => {
                 let (node, ms) = (self.any(), self.below(30_000));
                 let until = Instant::now() + Duration::from_millis(ms);
+                witness::trace(|| format!("{node} stands still for {ms} ms"));
                 self.wires().paused.insert(node, until);
             }
             Trouble::Voters => self.change_voters().await,

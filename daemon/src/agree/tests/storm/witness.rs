@@ -44,6 +44,8 @@ pub struct Witness {
     wrong: Option<String>,
     /// Of all that was seen, in its order.
     trace: u64,
+    /// When something was said first.
+    begun: Option<Instant>,
 }
 
 /// A node leads in a reign, or follows who leads.
@@ -106,6 +108,17 @@ pub fn with(f: impl FnOnce(&mut Witness)) {
             f(witness);
         }
     });
+}
+
+/// Says what happens, and when, if `STORM_TRACE` is set.
+pub fn trace(what: impl FnOnce() -> String) {
+    static IS_WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("STORM_TRACE").is_some());
+    if *IS_WANTED {
+        with(|witness| {
+            let begun = *witness.begun.get_or_insert_with(Instant::now);
+            eprintln!("{:9.3} {}", begun.elapsed().as_secs_f64(), what());
+        });
+    }
 }
 
 /// Nothing like this may be.
