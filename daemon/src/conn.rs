@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
@@ -39,8 +39,6 @@ pub struct Conn {
     /// Tells this connection from others of the peer.
     pub id: u64,
     queue: mpsc::Sender<Body>,
-    /// Tells the task when this is dropped.
-    _wanted: oneshot::Sender<()>,
 }
 
 impl Conn {
@@ -56,20 +54,15 @@ impl Conn {
         T: From<(u64, Heard)> + Send + 'static,
     {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
-        let (wanted, unwanted) = oneshot::channel();
         tokio::spawn(async move {
-            let why = match run(session, (queued, unwanted), id, &heard, &clock).await {
+            let why = match run(session, queued, id, &heard, &clock).await {
                 Ok(()) => "no longer wanted".to_owned(),
                 Err(e) => format!("{:#}", anyhow::Error::from(e)),
             };
             tracing::debug!(%peer, id, "control connection ended: {why}");
             let _ = heard.send((id, Heard::Closed(why)).into()).await;
         });
-        Self {
-            id,
-            queue,
-            _wanted: wanted,
-        }
+        Self { id, queue }
     }
 
     /// Puts a message into the queue; `false` when it is full or the connection is gone.
@@ -85,7 +78,7 @@ impl Conn {
 
 async fn run<T: From<(u64, Heard)>>(
     mut session: Session,
-    (mut queued, mut unwanted): (mpsc::Receiver<Body>, oneshot::Receiver<()>),
+    mut queued: mpsc::Receiver<Body>,
     id: u64,
     heard: &mpsc::Sender<T>,
     clock: &Clock,
@@ -119,6 +112,10 @@ async fn run<T: From<(u64, Heard)>>(
         tokio::select! {
             result = session.progress() => result?,
             _ = beat.tick() => {
+                // What is queued is still said to a peer that takes it.
+                if queued.is_closed() && session.backlog_bytes() >= MAX_BACKLOG_BYTES {
+                    return Ok(());
+                }
                 // If the last one is still here, another says nothing new.
                 if session.backlog_bytes() == 0 {
                     session.queue(&Envelope::new(Body::Heartbeat(Heartbeat {}), clock.tick()))?;
@@ -128,8 +125,6 @@ async fn run<T: From<(u64, Heard)>>(
                 Some(body) => session.queue(&Envelope::new(body, clock.tick()))?,
                 None => return Ok(()),
             },
-            // What is queued is still said to a peer that takes it.
-            _ = &mut unwanted, if session.backlog_bytes() >= MAX_BACKLOG_BYTES => return Ok(()),
         }
     }
 }

@@ -89,24 +89,33 @@ pub fn belongs_to(pid: u32, uid: u32) -> bool {
 
 /// Its user ids: real, effective, saved, and that of the file system. None if it cannot be told.
 pub fn uids(pid: u32) -> Vec<u32> {
-    let status = fs::read_to_string(directory(pid).join("status")).unwrap_or_default();
-    let ids = status.lines().find_map(|l| l.strip_prefix("Uid:"));
-    let parsed = ids.map(|ids| ids.split_whitespace().map(str::parse).collect());
-    parsed.and_then(Result::ok).unwrap_or_default()
+    parse_uids(&status(pid))
 }
 
 /// As whom a process may act: its user ids, and that of root if it has capabilities. None if it cannot be told.
 pub fn acts_as(pid: u32) -> Vec<u32> {
-    let status = fs::read_to_string(directory(pid).join("status")).unwrap_or_default();
-    parse_status(&status)
+    parse_acts_as(&status(pid))
 }
 
-fn parse_status(status: &str) -> Vec<u32> {
-    let field = |name| status.lines().find_map(|l| l.strip_prefix(name));
-    let ids = field("Uid:").map(|ids| ids.split_whitespace().map(str::parse).collect());
-    let mut ids: Vec<u32> = ids.and_then(Result::ok).unwrap_or_default();
+fn status(pid: u32) -> String {
+    // The name of a process need not be text.
+    let status = fs::read(directory(pid).join("status")).unwrap_or_default();
+    String::from_utf8_lossy(&status).into_owned()
+}
+
+fn field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
+    status.lines().find_map(|l| l.strip_prefix(name))
+}
+
+fn parse_uids(status: &str) -> Vec<u32> {
+    let ids = field(status, "Uid:").map(|ids| ids.split_whitespace().map(str::parse).collect());
+    ids.and_then(Result::ok).unwrap_or_default()
+}
+
+fn parse_acts_as(status: &str) -> Vec<u32> {
+    let mut ids = parse_uids(status);
     let has_none = |set: &str| set.trim().bytes().all(|b| b == b'0');
-    if !ids.is_empty() && !ids.contains(&0) && !field("CapPrm:").is_some_and(has_none) {
+    if !ids.is_empty() && !ids.contains(&0) && !field(status, "CapPrm:").is_some_and(has_none) {
         ids.push(0);
     }
     ids
@@ -125,7 +134,7 @@ pub struct Mark {
 impl Mark {
     /// That process, if it is there.
     pub fn now(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(directory(pid).join("stat")).ok()?;
+        let stat = fs::read(directory(pid).join("stat")).ok()?;
         Some(Self {
             started: parse_started(&stat)?,
             acts_as: acts_as(pid),
@@ -133,11 +142,10 @@ impl Mark {
     }
 }
 
-/// Its name may hold anything, and stands in brackets.
-fn parse_started(stat: &str) -> Option<u64> {
-    const AFTER_NAME: usize = 19;
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(AFTER_NAME)?.parse().ok()
+/// Field 22 in `proc_pid_stat(5)`.
+fn parse_started(stat: &[u8]) -> Option<u64> {
+    let (_, fields) = parse_fields(stat)?;
+    fields.get(19)?.parse().ok()
 }
 
 /// The name of a process.
@@ -231,22 +239,25 @@ pub fn local_processes(own: NodeId) -> Vec<Local> {
         .collect()
 }
 
+/// Where the name ends in `/proc/PID/stat`, and what is behind it, from the state on: field 3 in `proc_pid_stat(5)`.
+fn parse_fields(stat: &[u8]) -> Option<(usize, Vec<&str>)> {
+    // The name may hold anything, parentheses too: it ends at the last one.
+    let close = stat.iter().rposition(|b| *b == b')')?;
+    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    Some((close, rest.split_whitespace().collect()))
+}
+
 /// `/proc/PID/stat` of a user process that has not ended.
 fn parse_stat(stat: &[u8]) -> Option<Local> {
-    // The name may hold anything, parentheses too: it ends at the last one.
     let open = stat.iter().position(|b| *b == b'(')?;
-    let close = stat.iter().rposition(|b| *b == b')')?;
+    let (close, fields) = parse_fields(stat)?;
     let pid = std::str::from_utf8(stat.get(..open)?)
         .ok()?
         .trim()
         .parse()
         .ok()?;
     let comm = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
-    let fields: Vec<&str> = std::str::from_utf8(stat.get(close + 1..)?)
-        .ok()?
-        .split_whitespace()
-        .collect();
-    // Counted from the state, field 3 in proc_pid_stat(5): flags are field 9, threads field 20.
+    // Flags are field 9, threads field 20.
     let ended = matches!(*fields.first()?, "Z" | "X");
     let flags: u64 = fields.get(6)?.parse().ok()?;
     let threads = fields.get(17)?.parse().ok()?;
@@ -332,14 +343,17 @@ mod tests {
         let none = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n";
         let some = "CapPrm:\t0000000000200000\nCapEff:\t0000000000000000\n";
         let user = "1000\t1000\t1000\t1000";
-        assert_eq!(parse_status(&status(user, none)), [1000; 4]);
+        assert_eq!(parse_acts_as(&status(user, none)), [1000; 4]);
         assert_eq!(
-            parse_status(&status(user, some)),
+            parse_acts_as(&status(user, some)),
             [1000, 1000, 1000, 1000, 0]
         );
-        assert_eq!(parse_status(&status(user, "")), [1000, 1000, 1000, 1000, 0]);
-        assert_eq!(parse_status(&status("0\t0\t0\t0", some)), [0; 4]);
-        assert_eq!(parse_status("Name:\tx\n"), [0; 0]);
+        assert_eq!(
+            parse_acts_as(&status(user, "")),
+            [1000, 1000, 1000, 1000, 0]
+        );
+        assert_eq!(parse_acts_as(&status("0\t0\t0\t0", some)), [0; 4]);
+        assert_eq!(parse_acts_as("Name:\tx\n"), [0; 0]);
     }
 
     #[test]
@@ -350,10 +364,12 @@ mod tests {
         assert!(Mark::now(0).is_none());
         let line = |started: u64| {
             let before = (4..22).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-            format!("7 (a) R) b 1) S {before} {started} 23 24\n")
+            let mut line = b"7 (a) R) \xff 1) S ".to_vec();
+            line.extend(format!("{before} {started} 23 24\n").bytes());
+            line
         };
         assert_eq!(parse_started(&line(4711)), Some(4711));
-        assert_eq!(parse_started("7 (a) S 1 2"), None);
+        assert_eq!(parse_started(b"7 (a) S 1 2"), None);
         // Another one has another start.
         let mut child = std::process::Command::new("sleep")
             .arg("9")

@@ -133,16 +133,12 @@ pub(crate) fn version(socket: &Path, output: Output) -> Result<(), Fail> {
     let client = env!("CARGO_PKG_VERSION");
     let daemon: Result<VersionReply, Fail> = ask::once(socket, "Version", &json!({}));
     if output == Output::Json {
-        out::json(&json!({ "client": client, "daemon": daemon? }))?;
-        return Ok(());
-    } else {
-        out::line(&format!("ssictl {client}"))?;
-        if let Ok(d) = &daemon {
-            out::line(&format!(
-                "ssid {} on n{}, netlink protocol {}, daemon protocol {}",
-                d.daemon, d.node, d.netlink, d.protocol
-            ))?;
-        }
+        return out::json(&json!({ "client": client, "daemon": daemon? }));
     }
-    daemon.map(drop)
+    out::line(&format!("ssictl {client}"))?;
+    let d = daemon?;
+    out::line(&format!(
+        "ssid {} on n{}, netlink protocol {}, daemon protocol {}",
+        d.daemon, d.node, d.netlink, d.protocol
+    ))
 }

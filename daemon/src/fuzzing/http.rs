@@ -5,11 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::machine::Node;
+use super::machine::{Node, say};
 use crate::metrics;
 
 /// Longest wait for the end of a conversation.
@@ -31,17 +30,9 @@ pub fn run(data: &[u8]) {
 async fn talk(node: &Node, data: &[u8]) -> std::io::Result<Vec<u8>> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let server = tokio::spawn(metrics::connection(theirs, Arc::clone(&node.stage)));
-    let (mut read, mut write) = ours.split();
-    let talk = async {
-        let mut heard = Vec::new();
-        let say = async {
-            let _ = write.write_all(data).await;
-            let _ = write.shutdown().await;
-        };
-        let (_, end) = tokio::join!(say, read.read_to_end(&mut heard));
-        end.map(|_| heard)
-    };
-    let heard = timeout(DONE_IN, talk).await.expect("an end in time");
+    let mut heard = Vec::new();
+    let talk = say(&mut ours, data, &mut heard);
+    let said = timeout(DONE_IN, talk).await.expect("an end in time");
     drop(timeout(DONE_IN, server).await.expect("an end in time"));
-    heard
+    said.map(|()| heard)
 }

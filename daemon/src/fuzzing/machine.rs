@@ -3,12 +3,15 @@
 //! A machine that others talk to: in no cluster, or alone in one.
 
 use std::cell::OnceCell;
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use ssi::uapi::Cmd;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -22,6 +25,17 @@ use crate::netlink;
 use crate::seat::Store;
 use crate::stage::{Charter, Equipment, Stage};
 use crate::stub::Stubs;
+
+/// Says all of `data`, closes that side, and puts what is answered into `heard` until the other side closes.
+pub(super) async fn say(ours: &mut UnixStream, data: &[u8], heard: &mut Vec<u8>) -> io::Result<()> {
+    let (mut read, mut write) = ours.split();
+    let say = async {
+        // The other side may close before all is said.
+        let _ = write.write_all(data).await;
+        let _ = write.shutdown().await;
+    };
+    tokio::join!(say, read.read_to_end(heard)).1.map(drop)
+}
 
 /// A module that has no processes and does nothing.
 #[derive(Debug)]

@@ -6,11 +6,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::machine::{Node, alone};
+use super::machine::{Node, alone, say};
 use super::scratch;
 use crate::core::state::State;
 use crate::serve;
@@ -80,23 +79,15 @@ fn agreed(stage: &Stage) -> State {
 async fn talk(stage: &Arc<Stage>, data: &[u8], listens: Option<Duration>) -> io::Result<Vec<u8>> {
     let (mut ours, theirs) = UnixStream::pair().expect("sockets");
     let server = tokio::spawn(serve::converse(theirs, Arc::clone(stage), USER));
-    let (mut read, mut write) = ours.split();
     let mut replies = Vec::new();
-    let talk = async {
-        let ask = async {
-            // Its end may close before all is said.
-            let _ = write.write_all(data).await;
-            let _ = write.shutdown().await;
-        };
-        tokio::join!(ask, read.read_to_end(&mut replies)).1
-    };
+    let talk = say(&mut ours, data, &mut replies);
     let heard = match listens {
         None => timeout(DONE_IN, talk).await.expect("an end in time"),
-        Some(listens) => timeout(listens, talk).await.unwrap_or(Ok(0)),
+        Some(listens) => timeout(listens, talk).await.unwrap_or(Ok(())),
     };
     drop(ours);
     drop(timeout(DONE_IN, server).await.expect("an end in time"));
-    heard.map(|_| replies)
+    heard.map(|()| replies)
 }
 
 /// There is a reply to each call that wants one; a node has more than one for those who want more.

@@ -490,9 +490,9 @@ impl Task {
         if before == tie && !is_first {
             return;
         }
-        let ends = match is_first {
-            true => !self.is_bound(),
-            false => matches!(before, Tie::Bound(_)),
+        let ends = match before {
+            Tie::Bound(_) => before != tie,
+            Tie::Loose | Tie::Cut => is_first && !self.is_bound(),
         };
         if tie == Tie::Cut
             && let Some(state) = self.liveness.declare_dead()
@@ -642,10 +642,7 @@ impl Task {
                 };
                 let failure = Failure::Unavailable(text.to_owned());
                 // One that takes no answers gets none, and has nothing pile up here.
-                conn.say(Body::Reply(Reply {
-                    id,
-                    answer: Some(Answer::Failed(Failed::from(&failure))),
-                }));
+                conn.say(replies.body(Answer::Failed(Failed::from(&failure))));
                 return;
             }
         };
