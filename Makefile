@@ -38,7 +38,9 @@ vm: ## build what VMs boot from
 	@cd $(TARGET)/release && install -C -t $(CURDIR)/build agent switch
 	@vm/image build/agent >/dev/null
 
-check: ## formats, lints, host tests, licences, symbols
+check: lint host-test ## formats, lints, host tests, licences, symbols
+
+lint: ## all of that but the tests
 	@vm/kmod --strict
 	@echo "unum: formats" >&2
 	@$(CARGO) fmt --all --check
@@ -48,7 +50,6 @@ check: ## formats, lints, host tests, licences, symbols
 	@.ci/lint
 	@echo "unum: lints" >&2
 	@$(CARGO) clippy --quiet --workspace --all-targets --locked -- -D warnings
-	@$(MAKE) host-test
 	@echo "unum: licences and bans" >&2
 	@vm/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 
@@ -56,8 +57,10 @@ host-test: ## the tests that need no VM
 	@echo "unum: host tests" >&2
 	@$(CARGO) test --quiet --workspace --locked
 
-test: all vm host-test ## the tests that are known to pass (tests/default); the last line counts those in VMs
-	@tests/run $$(grep -v '^[[:punct:]]' tests/default)
+TESTS_IN = $$(grep -v '^[[:punct:]]' $(1))
+
+test: all vm host-test ## the tests that are known to pass; the last line counts those in VMs. UNTIL=SECONDS since 1970: when to end
+	@tests/run $(call TESTS_IN,tests/default) --then $(if $(UNTIL),--until $(UNTIL)) $(call TESTS_IN,tests/more)
 
 test-all: all vm host-test ## all tests there are
 	@$(MAKE) BENCH=1 all

@@ -10,6 +10,7 @@ pub mod audit;
 pub mod command;
 pub mod config;
 pub mod http;
+pub mod join;
 pub mod log;
 mod machine;
 pub mod message;

@@ -22,7 +22,7 @@ pub use moving::{
 };
 
 /// Version of this protocol. Two daemons talk only if they say the same.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Bytes of the length before a message.
@@ -51,6 +51,8 @@ pub enum Purpose {
     LinkControl = 2,
     /// A link between the modules, class Memory.
     LinkMemory = 3,
+    /// A link between the modules, class Bulk.
+    LinkBulk = 4,
 }
 
 /// First message on every connection, in both directions on a control connection and from the

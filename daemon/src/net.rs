@@ -172,6 +172,9 @@ impl Opened {
                 class: Class::Memory,
                 ..
             } => "link-memory",
+            Opened::Link {
+                class: Class::Bulk, ..
+            } => "link-bulk",
         }
     }
 }
@@ -217,6 +220,7 @@ fn purpose(class: Class) -> Purpose {
     match class {
         Class::Control => Purpose::LinkControl,
         Class::Memory => Purpose::LinkMemory,
+        Class::Bulk => Purpose::LinkBulk,
     }
 }
 
@@ -617,6 +621,7 @@ fn class(purpose: Purpose) -> Option<Class> {
     match purpose {
         Purpose::LinkControl => Some(Class::Control),
         Purpose::LinkMemory => Some(Class::Memory),
+        Purpose::LinkBulk => Some(Class::Bulk),
         Purpose::Unknown | Purpose::Control => None,
     }
 }

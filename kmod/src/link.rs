@@ -74,6 +74,8 @@ struct Peer {
     control: Channel,
     #[pin]
     memory: Channel,
+    #[pin]
+    bulk: Channel,
 }
 
 impl kernel::fmt::Display for NodeId {
@@ -106,6 +108,7 @@ impl Links {
                     life <- new_mutex!(known),
                     control <- Channel::new(Class::Control),
                     memory <- Channel::new(Class::Memory),
+                    bulk <- Channel::new(Class::Bulk),
                 }),
                 GFP_KERNEL,
             )?;
@@ -226,7 +229,7 @@ pub fn self_node() -> Option<NodeId> {
     LINKS.get().map(|l| l.me)
 }
 
-/// Whether both classes of `peer` have a socket on which both sides have said Hello.
+/// Whether all classes of `peer` have a socket on which both sides have said Hello.
 pub fn is_up(peer: NodeId) -> bool {
     let Some(links) = LINKS.get() else {
         return false;
@@ -326,11 +329,12 @@ impl Peer {
         match class {
             Class::Control => &self.control,
             Class::Memory => &self.memory,
+            Class::Bulk => &self.bulk,
         }
     }
 
     fn channels(&self) -> [&Channel; Class::COUNT] {
-        [&self.control, &self.memory]
+        [&self.control, &self.memory, &self.bulk]
     }
 
     /// No frame is taken for sending any more, and who waits for room comes back.

@@ -5,7 +5,7 @@
 //!
 //! [`Session`] is one class of one peer. Frames wait in it unnumbered, get their number in the
 //! moment they are picked for the socket (so an urgent one may overtake bulk ones), and are kept
-//! until the peer says it has taken them. [`Life`] is what both classes of a peer share: who is
+//! until the peer says it has taken them. [`Life`] is what all classes of a peer share: who is
 //! known to whom, and which Hello means that an old session has ended.
 //!
 //! # When a session ends
@@ -462,7 +462,7 @@ impl<F: Clone, S: DerefMut<Target = [Option<Entry<F>>]>> Session<F, S> {
 pub enum Greeting {
     /// It is the peer.
     Meet {
-        /// The old session has ended: both classes start again.
+        /// The old session has ended: all classes start again.
         over: bool,
         /// Last number of ours the peer has taken in the session that holds from now on.
         ack: u64,

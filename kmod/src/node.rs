@@ -32,7 +32,7 @@ pub fn say(to: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
     link::send(to, class, kind, v, Urgency::Now)
 }
 
-/// A frame of the memory class has arrived. Called by a link's receiver: what takes long is done elsewhere.
+/// A frame of the memory class or of bulk has arrived. Called by a link's receiver: what takes long is done elsewhere.
 pub fn memory_frame(peer: NodeId, kind: Kind, payload: &[u8]) {
     warn(peer, kind, pager::frame(peer, kind, payload));
 }

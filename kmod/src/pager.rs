@@ -12,7 +12,10 @@
 //! A [`Source`] is the other end: the memory of the captured process, read page by page until the
 //! target has taken all of it.
 //!
-//! Lock order: a pager's `inner` is taken under the memory's own locks, and for moments only.
+//! Answers to requests and pages sent ahead come over sockets of their own, so the former never wait for the latter,
+//! and the end of those sent ahead may come before the last answer: it says how many answers there were.
+//!
+//! Lock order: a pager's `taking` comes before the memory's own locks; its `inner` is taken under the memory's own locks, and for moments only.
 
 use crate::asking::Asking;
 use crate::gate;
@@ -31,7 +34,7 @@ use crate::wire::task::{
 use crate::wire::{self, Class, Kind};
 use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNode, RBTreeNodeReservation};
-use kernel::sync::{new_spinlock, Arc, SpinLock, UniqueArc};
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock, UniqueArc};
 use zerocopy::little_endian::{U32, U64};
 
 table! {
@@ -76,7 +79,11 @@ struct Inner {
     /// Pages that were brought in, to be used again.
     spare: KVVec<DataPage>,
     installing: bool,
-    /// The source has sent everything.
+    /// Answers to requests that have arrived, in frames.
+    answers: u64,
+    /// The source has sent everything, that many answers among it.
+    ending: Option<u64>,
+    /// Everything has arrived.
     complete: bool,
     /// The source is dead, or the process is.
     dead: bool,
@@ -102,6 +109,11 @@ impl Inner {
             n += 1;
         }
         Some((first, n))
+    }
+
+    /// Whether the last of everything that was sent is here, and nothing was done about that yet.
+    fn take_end(&mut self) -> bool {
+        self.ending.take_if(|n| *n <= self.answers).is_some()
     }
 
     /// The page needs nothing more: returns what was known of it.
@@ -133,6 +145,9 @@ pub struct Pager {
     pub source: NodeId,
     #[pin]
     inner: SpinLock<Inner>,
+    /// Held while pages that have arrived are brought in: the same one may come both ways at once.
+    #[pin]
+    taking: Mutex<()>,
     #[pin]
     wait: WaitQueue,
     #[pin]
@@ -159,12 +174,15 @@ impl Pager {
                     short: false,
                     spare: KVVec::new(),
                     installing: false,
+                    answers: 0,
+                    ending: None,
                     complete: false,
                     dead: false,
                     asked_all: false,
                     expected: 0,
                     window: 1,
                 }),
+                taking <- new_mutex!(()),
                 wait <- WaitQueue::new(),
                 memory <- new_spinlock!(None),
                 keeper <- new_spinlock!(keeper),
@@ -311,13 +329,25 @@ impl Pager {
         }
     }
 
-    /// Pages have arrived.
+    /// Pages have arrived, in `answer` to a request or unasked.
     ///
     /// # Errors
     /// `ENOMEM`: some are lost, and will be sent again.
-    pub fn take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
-        self.try_take(pages)
-            .inspect_err(|_| self.inner.lock().short = true)
+    pub fn take(self: &Arc<Self>, pages: PageRuns<'_>, answer: bool) -> Result {
+        let taken = {
+            let _taking = self.taking.lock();
+            self.try_take(pages)
+        };
+        let ended = {
+            let mut i = self.inner.lock();
+            i.short |= taken.is_err();
+            i.answers += u64::from(answer);
+            i.take_end()
+        };
+        if ended {
+            self.all_arrived();
+        }
+        taken
     }
 
     fn try_take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
@@ -402,8 +432,19 @@ impl Pager {
         }
     }
 
-    /// Everything was sent.
-    pub fn sent_all(self: &Arc<Self>) {
+    /// Everything was sent, among it so many answers to requests.
+    pub fn sent_all(self: &Arc<Self>, answers: u64) {
+        let ended = {
+            let mut i = self.inner.lock();
+            i.ending = Some(answers);
+            i.take_end()
+        };
+        if ended {
+            self.all_arrived();
+        }
+    }
+
+    fn all_arrived(self: &Arc<Self>) {
         {
             let mut i = self.inner.lock();
             if core::mem::replace(&mut i.short, false) {
@@ -598,6 +639,8 @@ struct SourceState {
     large: Frames,
     /// Pages that were asked for and sent, as bits of groups of 64, by number of the group.
     sent: RBTree<u64, u64>,
+    /// Frames of such pages.
+    answers: u64,
     /// How often all had to be sent again: what was sent before may be lost.
     round: u32,
     asking: Asking,
@@ -646,6 +689,7 @@ impl Source {
                     small: Frames::default(),
                     large: Frames::default(),
                     sent: RBTree::new(),
+                    answers: 0,
                     round: 0,
                     asking: Asking::default(),
                     fetched_bytes: 0,
@@ -759,9 +803,9 @@ impl Source {
         drop(old);
     }
 
-    fn send(&self, frame: Payload, urgency: Urgency) -> Result {
+    fn send(&self, class: Class, frame: Payload, urgency: Urgency) -> Result {
         self.keep(&frame);
-        link::send_shared(self.target, Class::Memory, Kind::Pages, frame, urgency)
+        link::send_shared(self.target, class, Kind::Pages, frame, urgency)
     }
 
     /// Sends the answer to a request, and notes that these pages need not be sent again.
@@ -777,8 +821,9 @@ impl Source {
             s.fetched_bytes += bytes;
             s.round
         };
-        self.send(frame, urgency)?;
-        // After it was sent: the end of all pages must not overtake one.
+        self.send(Class::Memory, frame, urgency)?;
+        // Before its pages are noted: who leaves them out at the end must count it.
+        self.state.lock().answers += 1;
         let first = addr / PAGE as u64;
         let end = first + count.min(MAX_PAGES) as u64;
         for group in first / 64..end.div_ceil(64) {
@@ -889,10 +934,9 @@ impl Source {
                 if let Some((frame, bytes)) = self.frame(a, n, false, false)? {
                     self.state.lock().pushed_bytes += bytes;
                     stat::add(Counter::PagesPushed, (bytes / PAGE as u64) as i64);
-                    link::wait_room(self.target, Class::Memory)?;
-                    self.send(frame, Urgency::Bulk)?;
-                    while self.asks_now_and_then()
-                        && link::bulk_bytes(self.target, Class::Memory) > 0
+                    link::wait_room(self.target, Class::Bulk)?;
+                    self.send(Class::Bulk, frame, Urgency::Bulk)?;
+                    while self.asks_now_and_then() && link::bulk_bytes(self.target, Class::Bulk) > 0
                     {
                         task::sleep_ms(1);
                     }
@@ -900,15 +944,20 @@ impl Source {
                 a += (n * PAGE) as u64;
             }
         }
+        let answers = {
+            let mut s = self.state.lock();
+            // The target may find that it needs everything once more.
+            s.pushing = false;
+            s.answers
+        };
+        let end = Verdict::new(self.token, self.pid).with(answers);
         let mut v = KVVec::new();
-        v.extend_from_slice(wire::bytes(&Verdict::new(self.token, self.pid)), GFP_KERNEL)?;
-        // The target may find that it needs everything once more.
-        self.state.lock().pushing = false;
-        link::send(self.target, Class::Memory, Kind::PagesEnd, v, Urgency::Bulk)
+        v.extend_from_slice(wire::bytes(&end), GFP_KERNEL)?;
+        link::send(self.target, Class::Bulk, Kind::PagesEnd, v, Urgency::Bulk)
     }
 }
 
-/// A frame of the memory class has arrived.
+/// A frame of the memory class or of bulk has arrived.
 pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
     match kind {
         Kind::PageRequest => {
@@ -947,7 +996,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Pages => {
             let (p, pages) = wire::task::pages(payload).map_err(|_| EINVAL)?;
             match pagers::get(p.token.get()).filter(|g| g.source == peer) {
-                Some(g) => g.take(pages),
+                Some(g) => g.take(pages, p.asked.get() != 0),
                 None => Ok(()),
             }
         }
@@ -955,7 +1004,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
             if let Some(g) = pagers::get(v.token.get()).filter(|g| g.source == peer) {
                 if v.errno.get() == 0 {
-                    g.sent_all();
+                    g.sent_all(v.arg.get());
                 } else {
                     pr_err!("process {}: its memory on n{} is gone\n", g.pid, peer.get());
                     g.die();

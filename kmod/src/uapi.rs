@@ -38,7 +38,7 @@ pub enum Cmd {
     /// Hand down a connected socket: [`Attr::Peer`], [`Attr::Class`], [`Attr::Fd`].
     /// Replaces the socket of that peer and class, if any, without losing a frame.
     Link = 2,
-    /// Shut the sockets of [`Attr::Peer`] (both classes). Nothing is declared dead.
+    /// Shut the sockets of [`Attr::Peer`] (all classes). Nothing is declared dead.
     Unlink = 3,
     /// [`Attr::Peer`] is dead: end its guests, end the deputies of guests it hosted, forget the
     /// session. It is told so when it links again.

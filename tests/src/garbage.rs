@@ -12,7 +12,7 @@ use crate::failures::still_works;
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
 use crate::proc::{Proc, Start};
-use crate::suite::Test;
+use crate::suite::{Leg, Test};
 
 /// Changes with every release of these tests by hand: a failure must be repeatable.
 const SEED: u32 = 20_531;
@@ -30,7 +30,22 @@ pub fn tests() -> Vec<Test> {
         }),
         Test::new("garbage-stranger", strangers),
         Test::new("garbage-netlink", netlink),
+        Test::new("link-peer", link_peer).on(Leg::Broken),
     ]
+}
+
+/// A peer that keeps sessions, breaks sockets, lives again and sends garbage, spoken by a program on n3 to the module
+/// there, which echoes what it gets. The program loads and unloads it, in the end many times with links in every state.
+fn link_peer(cluster: &Cluster) -> Result<()> {
+    let script = cluster.program(Kind::Script, "link_peer.py", &[N3])?;
+    cluster.stop_daemon(N3)?;
+    cluster.unload(N3)?;
+    let words = ["python3", &script, "/ssi/ssi.ko", "24"];
+    let output = cluster.exec_with(N3, &words, b"", Duration::from_secs(400))?;
+    ensure!(output.status == 0, "{}", output.evidence());
+    cluster.kill(N3)?;
+    cluster.start(N3)?;
+    cluster.wait_linked(&cluster.nodes())
 }
 
 /// On n2, which hosts what there is to disturb.

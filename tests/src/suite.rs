@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -136,18 +136,30 @@ pub struct Count {
     pub passed: usize,
     /// Names of those that did not.
     pub failed: Vec<String>,
+    /// Names of those for which there was no time.
+    pub left_out: Vec<String>,
 }
 
-/// Runs tests one after another, each leg on a cluster of its own called `name`.
-pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
+/// Runs tests one after another, each leg on a cluster of its own called `name`, and counts how they went. None begins
+/// after `until`. With `keep` the first failure is the end, and its cluster stays up. Returns whether that happened.
+pub fn run(
+    name: &str,
+    mut tests: Vec<Test>,
+    keep: bool,
+    until: Option<SystemTime>,
+    count: &mut Count,
+) -> bool {
     tests.sort_by_key(|test| test.leg);
-    let mut count = Count::default();
     let mut clusters = Clusters {
         name,
         current: None,
         lost: None,
     };
     for test in &tests {
+        if until.is_some_and(|until| SystemTime::now() > until) {
+            count.left_out.push(test.name.clone());
+            continue;
+        }
         let start = Instant::now();
         let result = clusters
             .of(test.leg)
@@ -171,7 +183,7 @@ pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
         if keep {
             println!("the cluster {name} is kept: CLUSTER={name} vm/cluster exec 1 -t -- bash");
             std::mem::forget(current);
-            return count;
+            return true;
         }
         // The cluster goes down here: what the test left behind must not fail the next one.
     }
@@ -179,7 +191,7 @@ pub fn run(name: &str, mut tests: Vec<Test>, keep: bool) -> Count {
         println!("FAIL  {error:#}");
         count.failed.push("offences".to_owned());
     }
-    count
+    false
 }
 
 /// The cluster that is up, one at a time.

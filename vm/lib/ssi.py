@@ -17,6 +17,13 @@ NOT_RUNNING = 3
 DEAD_AFTER_S = 10
 """Emulated machines are slower than others: nodes have twice the default time to show that they live."""
 
+DEAD_AFTER_SYSTEMD_S = 20
+"""With systemd a daemon is started again while it may be silent, which takes seconds on a host that is busy."""
+
+WATCHDOG = """mkdir -p /etc/systemd/system/ssid.service.d
+printf '[Service]\\nWatchdogSec=6\\n' >/etc/systemd/system/ssid.service.d/emulated.conf"""
+"""Twice the time of the unit, too."""
+
 PROGRAMS = {"ssi.ko": "/ssi/ssi.ko", "ssid": "/usr/sbin/ssid", "ssictl": "/usr/bin/ssictl"}
 """What a node needs, and where it goes."""
 
@@ -45,13 +52,15 @@ def install(cluster, node):
     if cluster.config["systemd"]:
         if channel.push(directory, UNIT, "/etc/systemd/system/ssid.service") != 0:
             raise Failure(f"n{node}: the unit cannot be copied")
+        in_node(cluster, node, "sh", "-c", WATCHDOG)
         in_node(cluster, node, "systemctl", "enable", "ssid")
 
 
 def start_ssi(cluster, node):
     """Loads the module and starts the daemon, as an operator would."""
     in_node(cluster, node, "insmod", "/ssi/ssi.ko")
-    config = [f"peer_dead_after_s = {DEAD_AFTER_S}"]
+    dead_after_s = DEAD_AFTER_SYSTEMD_S if cluster.config["systemd"] else DEAD_AFTER_S
+    config = [f"peer_dead_after_s = {dead_after_s}"]
     if cluster.config["plain"]:
         config.append("plain_links = true")
     lines = "\n".join(config)

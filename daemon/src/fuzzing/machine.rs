@@ -20,8 +20,10 @@ use crate::agree::Timing;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::core::facts::Facts;
+use crate::core::state::State;
 use crate::kmod::{Channel, Kmod};
 use crate::netlink;
+use crate::pki::{self, CaHash};
 use crate::seat::Store;
 use crate::stage::{Charter, Equipment, Stage};
 use crate::stub::Stubs;
@@ -61,6 +63,8 @@ pub(super) struct Node {
     /// Whoever talks to it does so in here.
     pub(super) runtime: Runtime,
     pub(super) stage: Arc<Stage>,
+    /// Where it listens for nodes.
+    pub(super) port: u16,
     _dir: TempDir,
 }
 
@@ -86,8 +90,22 @@ impl Node {
         Self {
             runtime,
             stage,
+            port: addr.port(),
             _dir: dir,
         }
+    }
+
+    /// What is agreed on.
+    pub(super) fn agreed(&self) -> State {
+        let cluster = self.stage.cluster().expect("a cluster");
+        State::clone(&cluster.council().expect("a node").state())
+    }
+
+    /// The hash of its authority.
+    pub(super) fn ca_hash(&self) -> CaHash {
+        let state = self.agreed();
+        let ca = state.authorities().next().expect("an authority");
+        pki::ca_hash(ca).expect("a certificate")
     }
 
     /// Talks to the one of this thread.

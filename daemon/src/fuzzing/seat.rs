@@ -13,7 +13,7 @@ use crate::seat::{Credentials, Seat, Store};
 use crate::tls::{Identity, Revoked};
 
 /// The files, in the order of the digits that stand for them.
-const FILES: [&str; 5] = ["seat.json", "join.json", "ca.pem", "node.pem", "seal.key"];
+pub(super) const FILES: [&str; 5] = ["seat.json", "join.json", "ca.pem", "node.pem", "seal.key"];
 /// What the key in the file seals.
 const SECRET: &[u8] = b"secret";
 

@@ -7,17 +7,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::pki::Seal;
+use crate::pki::certificate::from_pem;
+use crate::seat::{Store, Try};
+use crate::tls::{Identity, Revoked};
 
 mod seeds;
 
 type Target = (&'static str, fn(&[u8]));
 
 /// Name and function of each target.
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 14] = [
     ("audit", audit::run),
     ("command", command::run),
     ("config", config::run),
     ("http", http::run),
+    ("join", join::run),
     ("log", log::run),
     ("message", message::run),
     ("netlink", netlink::run),
@@ -128,7 +133,7 @@ macro_rules! replayed {
 mod corpus_of {
     use super::replay;
 
-    replayed! { audit command config http log message netlink pki raft seat swim tls varlink }
+    replayed! { audit command config http join log message netlink pki raft seat swim tls varlink }
 
     #[test]
     fn all_targets_are_replayed_and_fuzzed() {
@@ -149,6 +154,48 @@ fn the_corpus_is_small() {
     let all = TARGETS.iter().flat_map(|(name, _)| files(name));
     let bytes: usize = all.map(|(_, bytes)| bytes.len()).sum();
     assert!(bytes <= MAX_CORPUS_BYTES, "{bytes} bytes");
+}
+
+/// What a power cut or a broken disk may leave of the files that say which node this is: each is refused, or means what
+/// it did.
+#[test]
+fn a_file_cut_anywhere_is_refused_or_means_what_it_did() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    store.save_credentials(&credentials(2)).unwrap();
+    store.save(&seat::seat()).unwrap();
+    let (key, request) = crate::pki::request().unwrap();
+    let ca_hash = "sha256:".to_owned() + &"0".repeat(64);
+    let kept = Try {
+        ca_hash,
+        key,
+        request,
+    };
+    store.save_try(&kept).unwrap();
+    Seal::create(&store.seal()).unwrap();
+    let means = || -> Result<_, Box<dyn std::error::Error>> {
+        let (seat, credentials) = store.load()?.ok_or("no place")?;
+        Identity::of(seat.node, &credentials, Revoked::new())?;
+        let certificates = [&credentials.ca, &credentials.node].map(|pem| from_pem(pem));
+        let [ca, node] = certificates;
+        let a_try = store.last_try()?.ok_or("no try")?;
+        Seal::load(&store.seal())?;
+        Ok((seat, ca?, node?, a_try.ca_hash, a_try.key, a_try.request))
+    };
+    let whole = means().unwrap();
+    for name in seat::FILES {
+        let path = dir.path().join(name);
+        let bytes = fs::read(&path).unwrap();
+        for cut in 0..bytes.len() {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            if let Ok(found) = means() {
+                assert_eq!(found, whole, "{name} cut at {cut}");
+                assert!(bytes[cut..].trim_ascii().is_empty(), "{name} cut at {cut}");
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+    }
+    assert_eq!(means().unwrap(), whole);
 }
 
 /// Keys and certificates are new each time: to be run when a format changes, by hand.

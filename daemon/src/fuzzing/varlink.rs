@@ -37,11 +37,11 @@ const MAX_REPLY_BYTES: usize = 4 * MAX_CALL_BYTES;
 pub fn run(data: &[u8]) {
     if let Some(data) = data.strip_prefix(b"+") {
         return Node::with(|node| {
-            let before = agreed(&node.stage);
+            let before = agreed(node);
             let replies = node
                 .runtime
                 .block_on(talk(&node.stage, data, Some(LISTENS)));
-            assert_eq!(agreed(&node.stage), before);
+            assert_eq!(agreed(node), before);
             judge(data, replies, true);
         });
     }
@@ -60,9 +60,8 @@ pub fn run(data: &[u8]) {
 }
 
 /// What is agreed on but for locks, which a user may have.
-fn agreed(stage: &Stage) -> State {
-    let council = stage.cluster().and_then(|c| Ok(Arc::clone(c.council()?)));
-    let mut state = State::clone(&council.expect("a node").state());
+fn agreed(node: &Node) -> State {
+    let mut state = node.agreed();
     let name = format!("u{}/", USER.uid);
     let theirs = state
         .locks

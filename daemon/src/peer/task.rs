@@ -155,7 +155,7 @@ impl Waiting {
         let side = if own < self.node.id {
             Side::Dials {
                 control: Relink::default(),
-                links: [Relink::default(), Relink::default()],
+                links: Default::default(),
             }
         } else {
             Side::Accepts {

@@ -49,6 +49,7 @@ impl Served {
             let short = match class {
                 Class::Control => 'c',
                 Class::Memory => 'm',
+                Class::Bulk => 'b',
             };
             let name = CString::try_from_fmt(fmt!(
                 "ssi-{}{}/{}-{}",
@@ -195,7 +196,7 @@ impl Received {
     fn new(class: Class) -> Self {
         match class {
             Class::Control => Received::Control(KVVec::new()),
-            Class::Memory => Received::Memory(VVec::new()),
+            Class::Memory | Class::Bulk => Received::Memory(VVec::new()),
         }
     }
 

@@ -343,11 +343,11 @@ struct Node {
     epoch: u64,
     open: bool,
     deaths: u64,
-    sessions: [TestSession<Tag>; 2],
-    queued: [[u64; 2]; 2],
-    seen: [Seen; 2],
-    wire: [Option<usize>; 2],
-    greeted: [bool; 2],
+    sessions: [TestSession<Tag>; Class::COUNT],
+    queued: [[u64; 2]; Class::COUNT],
+    seen: [Seen; Class::COUNT],
+    wire: [Option<usize>; Class::COUNT],
+    greeted: [bool; Class::COUNT],
 }
 
 impl Node {
@@ -358,18 +358,18 @@ impl Node {
             epoch,
             open: false,
             deaths: 0,
-            sessions: [session(), session()],
-            queued: [[0; 2]; 2],
-            seen: [Seen::default(); 2],
-            wire: [None; 2],
-            greeted: [false; 2],
+            sessions: core::array::from_fn(|_| session()),
+            queued: [[0; 2]; Class::COUNT],
+            seen: [Seen::default(); Class::COUNT],
+            wire: [None; Class::COUNT],
+            greeted: [false; Class::COUNT],
         }
     }
 
     fn new_session(&mut self, epoch: u64) {
         self.epoch = epoch;
-        self.queued = [[0; 2]; 2];
-        self.seen = [Seen::default(); 2];
+        self.queued = [[0; 2]; Class::COUNT];
+        self.seen = [Seen::default(); Class::COUNT];
         for s in &mut self.sessions {
             s.reset();
         }
@@ -485,7 +485,7 @@ impl Node {
         self.open = false;
         *epochs += 1;
         self.new_session(*epochs);
-        for c in 0..2 {
+        for c in 0..Class::COUNT {
             self.shut(c, wires);
         }
     }
@@ -534,7 +534,7 @@ impl World {
             loop {
                 let mut moved = false;
                 for n in &mut self.nodes {
-                    for c in 0..2 {
+                    for c in 0..Class::COUNT {
                         while n.pump(c, &mut self.wires) {
                             moved = true;
                         }
@@ -555,7 +555,7 @@ impl World {
 
     fn check_all_arrived(&self) {
         for (a, b) in [(0, 1), (1, 0)] {
-            for c in 0..2 {
+            for c in 0..Class::COUNT {
                 let (from, to) = (&self.nodes[a], &self.nodes[b]);
                 assert_eq!(
                     from.queued[c], to.seen[c].next,
@@ -573,7 +573,7 @@ fn run(seed: u64, steps: u32, deaths: bool) {
     let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut w = World::new();
     for _ in 0..steps {
-        let (i, c) = (r.below(2) as usize, r.below(2) as usize);
+        let (i, c) = (r.below(2) as usize, r.below(Class::COUNT as u64) as usize);
         match r.below(100) {
             0..=39 => {
                 let urgency = if r.below(2) == 0 {
@@ -618,7 +618,7 @@ fn run(seed: u64, steps: u32, deaths: bool) {
                 w.nodes[i].declare_dead(&mut w.wires, &mut w.epochs);
             }
             99 if deaths && r.below(8) == 0 => {
-                for c in 0..2 {
+                for c in 0..Class::COUNT {
                     w.nodes[i].shut(c, &mut w.wires);
                 }
                 w.epochs += 1;
@@ -632,7 +632,7 @@ fn run(seed: u64, steps: u32, deaths: bool) {
     }
     w.settle();
     for n in &mut w.nodes {
-        for c in 0..2 {
+        for c in 0..Class::COUNT {
             n.send(c, Urgency::Now);
             n.send(c, Urgency::Bulk);
         }

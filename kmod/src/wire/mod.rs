@@ -2,7 +2,7 @@
 
 //! What the modules of two nodes say to each other: frames on a link.
 //!
-//! A link is a pair of sessions, one per [`Class`]; each session rides on one stream socket at a
+//! A link is three sessions, one per [`Class`]; each session rides on one stream socket at a
 //! time. A frame is a [`Header`] and `len` bytes of payload. Numbered frames carry `seq`, counted
 //! from 1 for the life of the session, and every frame carries `ack`, the last number its sender
 //! has taken. A sender keeps a numbered frame until it is acknowledged. When a socket breaks and
@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the frames. Two modules link only if they say the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Largest payload of one frame.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
@@ -33,15 +33,17 @@ pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 pub enum Class {
     /// Commands, images, signals, forwarded files.
     Control = 0,
-    /// Requests for pages, pages that answer them, pages sent ahead.
+    /// Requests for pages and pages that answer them.
     Memory = 1,
+    /// Pages sent ahead: nothing that anybody waits for stands behind them.
+    Bulk = 2,
 }
 
 impl Class {
     /// Number of classes.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 3;
     /// All classes in the order of their numbers.
-    pub const ALL: [Class; Self::COUNT] = [Class::Control, Class::Memory];
+    pub const ALL: [Class; Self::COUNT] = [Class::Control, Class::Memory, Class::Bulk];
 
     /// The class with this number, if there is one.
     pub fn from_u32(n: u32) -> Option<Self> {
@@ -135,7 +137,8 @@ pub enum Kind {
     PageRequest = 48,
     /// [`task::Pages`]: pages, asked for or not.
     Pages = 49,
-    /// [`task::Verdict`]: every page was sent.
+    /// [`task::Verdict`]: every page was sent, and in answer to requests so many frames of them as `arg` says, which
+    /// go another way and may arrive later.
     PagesEnd = 50,
     /// [`task::Verdict`]: every page has arrived, or none is needed any more; the source may
     /// forget them.
@@ -251,7 +254,7 @@ mod tests {
         let h = Header::new(Kind::Signal, 0x0102, 3, 4);
         assert_eq!(
             bytes(&h),
-            &[2, 1, 0, 0, 23, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]
+            &[2, 1, 0, 0, 23, 0, 2, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(h.check(), Ok((Kind::Signal, 0x0102)));
     }

@@ -197,6 +197,15 @@ fn messages() -> Vec<Seed> {
             "admit",
             one(&|out| msg::encode(&admit, out).unwrap()),
         ),
+        (
+            "join",
+            "conversation",
+            one(&|out| {
+                msg::encode(&hello, out).unwrap();
+                msg::encode(&admit, out).unwrap();
+            }),
+        ),
+        ("join", "other-version", framed(&envelopes[..2])),
     ]
 }
 

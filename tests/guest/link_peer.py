@@ -3,10 +3,8 @@
 
 """Speaks for a peer to the module of one node: sessions, broken sockets, garbage, new lives, TLS.
 
-    vm/cluster up 1 --no-ssi --bench
-    vm/cluster push 1 build/bench/ssi.ko /tmp/ssi.ko
-    vm/cluster push 1 tests/link_peer.py /tmp/link_peer.py
-    vm/cluster exec 1 -- python3 /tmp/link_peer.py /tmp/ssi.ko [CYCLES]
+    tests/run broken-link-peer
+    link_peer.py SSI.KO [CYCLES]    by hand, on a node
 
 It loads and unloads the module itself, so ssid must not run. The module is one with SSI_BENCH, which echoes
 frames; see kmod/src/link/bench.rs. Formats are written out here a second time on purpose.
@@ -25,7 +23,8 @@ import threading
 import time
 
 ME, PEER = 1, 2
-CONTROL, MEMORY = 0, 1
+CLASSES = CONTROL, MEMORY, BULK = 0, 1, 2
+WIRE_VERSION = 2
 RANGE, ALIASES, GUARD = 1 << 17, 32768, 1024
 
 HELLO, LINK, UNLINK, PEER_DEAD, MIGRATE, WHY, PS, CANCEL, STAT = range(1, 10)
@@ -176,9 +175,9 @@ class Peer:
         self.new_session()
 
     def new_session(self):
-        self.sent = [0, 0]
-        self.taken = [0, 0]
-        self.acked = [0, 0]
+        self.sent = [0 for _ in CLASSES]
+        self.taken = [0 for _ in CLASSES]
+        self.acked = [0 for _ in CLASSES]
 
     def reborn(self):
         self.incarnation = random.getrandbits(63) | 1
@@ -209,7 +208,7 @@ class Peer:
     def raw(self, cls, data):
         self.socks[cls].sendall(data)
 
-    def frame(self, cls, kind, payload=b"", seq=0, ack=None, version=1, length=None):
+    def frame(self, cls, kind, payload=b"", seq=0, ack=None, version=WIRE_VERSION, length=None):
         ack = self.taken[cls] if ack is None else ack
         length = len(payload) if length is None else length
         self.raw(cls, HEADER.pack(length, kind, version, seq, ack) + payload)
@@ -232,7 +231,7 @@ class Peer:
     def receive(self, cls):
         """The next frame: (kind, payload, seq, ack)."""
         length, kind, version, seq, ack = HEADER.unpack(self.receive_exactly(cls, HEADER.size))
-        assert version == 1
+        assert version == WIRE_VERSION
         return kind, self.receive_exactly(cls, length), seq, ack
 
     def expect_hello(self, cls, deaths=None, ack=None):
@@ -266,7 +265,7 @@ class Peer:
         self.say_hello(cls)
 
     def up(self):
-        for cls in (CONTROL, MEMORY):
+        for cls in CLASSES:
             self.link(cls)
             self.expect_ack(cls)
 
@@ -299,11 +298,20 @@ class Peer:
         except End:
             self.socks.pop(cls).close()
 
+    def others_end(self, cls):
+        """The module ends the sockets of the other classes, which belong to a session that is over."""
+        events = [self.genl.event() for _ in CLASSES[1:]]
+        told = sorted((e[0], e[1][A_CLASS], e[1][A_ERRNO]) for e in events)
+        others = [c for c in CLASSES if c != cls]
+        assert told == [(LINK_DOWN, c, errno.ESTALE) for c in others], events
+        for c in others:
+            self.expect_end(c)
+
     def leave(self):
-        """Closes both sockets, which ssid hears in any order."""
+        """Closes all sockets, which ssid hears in any order."""
         self.close()
-        events = [self.genl.event() for _ in range(2)]
-        assert sorted((e[0], e[1][A_CLASS]) for e in events) == [(LINK_DOWN, CONTROL), (LINK_DOWN, MEMORY)], events
+        events = [self.genl.event() for _ in CLASSES]
+        assert sorted((e[0], e[1][A_CLASS]) for e in events) == [(LINK_DOWN, c) for c in CLASSES], events
 
     def close(self):
         for s in self.socks.values():
@@ -425,7 +433,7 @@ def test_link_refuses_what_is_no_connection(genl):
     ours, theirs = pair()
     refused(errno.EINVAL, link, theirs.fileno(), peer=ME)
     refused(errno.EINVAL, link, theirs.fileno(), peer=40)
-    refused(errno.EINVAL, link, theirs.fileno(), cls=2)
+    refused(errno.EINVAL, link, theirs.fileno(), cls=len(CLASSES))
     for s in (a, b, ours, theirs):
         s.close()
 
@@ -437,7 +445,7 @@ def test_a_session(genl, secure):
     p.echo(MEMORY, b"two" * 1000)
     p.echo(CONTROL, bytes(256 * 1024 - 4))
     # A frame in pieces.
-    data = HEADER.pack(7, K_SIGNAL, 1, p.sent[CONTROL] + 1, p.taken[CONTROL]) + b"echoabc"
+    data = HEADER.pack(7, K_SIGNAL, WIRE_VERSION, p.sent[CONTROL] + 1, p.taken[CONTROL]) + b"echoabc"
     p.sent[CONTROL] += 1
     for i in range(len(data)):
         p.raw(CONTROL, data[i : i + 1])
@@ -521,8 +529,8 @@ def test_relink_replaces(genl, secure):
     assert drained(old), "the old socket is shut"
     p.echo(CONTROL, b"x")
     genl.call(UNLINK, peer=PEER)
-    p.expect_end(CONTROL)
-    p.expect_end(MEMORY)
+    for cls in CLASSES:
+        p.expect_end(cls)
     genl.no_event()
     p.up()
     p.echo(CONTROL, b"the session goes on")
@@ -544,7 +552,7 @@ def drained(sock):
 def garbage_cases(p):
     yield "noise", lambda: p.raw(CONTROL, random.randbytes(100)), ()
     yield "zeroes", lambda: p.raw(CONTROL, bytes(100)), (errno.EPROTONOSUPPORT,)
-    yield "version", lambda: p.frame(CONTROL, K_SIGNAL, seq=p.sent[0] + 1, version=2), (errno.EPROTONOSUPPORT,)
+    yield "version", lambda: p.frame(CONTROL, K_SIGNAL, seq=p.sent[0] + 1, version=WIRE_VERSION + 1), (errno.EPROTONOSUPPORT,)
     yield "kind", lambda: p.frame(CONTROL, 999, seq=p.sent[0] + 1), (errno.EPROTO,)
     yield "kind 0", lambda: p.frame(CONTROL, 0), (errno.EPROTO,)
     yield "oversize", lambda: p.frame(CONTROL, K_SIGNAL, seq=p.sent[0] + 1, length=256 * 1024 + 1), (errno.EMSGSIZE,)
@@ -623,9 +631,8 @@ def test_new_incarnation(genl, secure):
     p.attach(CONTROL)
     p.expect_hello(CONTROL, ack=5)
     p.say_hello(CONTROL)
-    # The session is new, in both classes; the other socket belonged to the old one.
-    genl.link_down(MEMORY, errno.ESTALE)
-    p.expect_end(MEMORY)
+    # The session is new, in all classes; the other sockets belonged to the old one.
+    p.others_end(CONTROL)
     p.echo(CONTROL, b"new")
     p.link(MEMORY)
     p.echo(MEMORY, b"new")
@@ -650,7 +657,7 @@ def test_the_peer_declares_us_dead(genl, secure):
     p.deaths += 1
     p.new_session()
     p.link(MEMORY)
-    genl.link_down(CONTROL, errno.ESTALE)
+    p.others_end(MEMORY)
     p.echo(MEMORY, b"new")
     p.link(CONTROL)
     p.echo(CONTROL, b"new")
@@ -669,8 +676,8 @@ def test_we_declare_the_peer_dead(genl, secure):
     p.echo(CONTROL, b"old")
     said = p.known_deaths
     genl.call(PEER_DEAD, peer=PEER)
-    p.expect_end(CONTROL)
-    p.expect_end(MEMORY)
+    for cls in CLASSES:
+        p.expect_end(cls)
     genl.no_event()
     genl.call(PEER_DEAD, peer=PEER)
     # It comes back and has not heard of it: what it says it has taken is from another session.
@@ -757,7 +764,7 @@ def test_tls_control_records(genl):
 def test_many_peers(genl):
     socks = []
     for peer in range(2, 32):
-        for cls in (CONTROL, MEMORY):
+        for cls in CLASSES:
             ours, theirs = pair()
             genl.call(LINK, peer=peer, **{"class": cls}, fd=theirs.fileno())
             theirs.close()
