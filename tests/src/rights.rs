@@ -119,6 +119,27 @@ fn policy(cluster: &Cluster) -> Result<()> {
         hop(&users, "spin", Doing::Computing, N2)?;
         hop(&users, "spin", Doing::Computing, N1)?;
 
+        // By user: his own are in no range, then at the end of one.
+        let may = |pid: u32, hosted: bool| {
+            let ask = format!("ssictl why {pid} --to n2 -o json; echo status $?");
+            eventually(Duration::from_secs(30), || {
+                let said = cluster.sh(N1, &ask)?;
+                Ok((said.contains("not-hosted") == hosted).then_some(said))
+            })
+        };
+        rule("uids = [\"1000-65533\", \"65535\"]")?;
+        may(users.pid(), false)?;
+        may(roots.pid(), true)?;
+        must_refuse(&try_migrate(cluster, N1, users.pid(), N2)?, "not-hosted")?;
+        hop(&roots, "spin", Doing::Computing, N2)?;
+        hop(&roots, "spin", Doing::Computing, N1)?;
+        rule("root = false\nuids = [\"65534\"]")?;
+        may(users.pid(), true)?;
+        may(roots.pid(), false)?;
+        must_refuse(&try_migrate(cluster, N1, roots.pid(), N2)?, "not-hosted")?;
+        hop(&users, "spin", Doing::Computing, N2)?;
+        hop(&users, "spin", Doing::Computing, N1)?;
+
         rule("host = false")?;
         eventually(Duration::from_secs(30), || {
             let said = cluster.sh(N1, &why)?;

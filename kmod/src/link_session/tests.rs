@@ -450,8 +450,10 @@ impl Node {
                     self.deaths += 1;
                     *epochs += 1;
                     self.new_session(*epochs);
-                    if self.greeted[1 - c] {
-                        self.shut(1 - c, wires);
+                    for other in (0..Class::COUNT).filter(|other| *other != c) {
+                        if self.greeted[other] {
+                            self.shut(other, wires);
+                        }
                     }
                 }
                 self.sessions[c].hello_taken(ack)?;

@@ -43,10 +43,12 @@ impl Storm {
         (voters, able.into_iter().collect())
     }
 
-    /// A node is off. Returns how many lives it had.
-    fn turn_off(&mut self, node: NodeId) -> Option<u32> {
+    /// A node is off. Returns whether it is one of those there are.
+    fn turn_off(&mut self, node: NodeId) -> bool {
         witness::trace(|| format!("{node} is off"));
-        let life = self.machines.get_mut(&node)?;
+        let Some(life) = self.machines.get_mut(&node) else {
+            return false;
+        };
         *life += 1;
         let life = *life;
         self.processes.lock().unwrap().off(node);
@@ -60,21 +62,21 @@ impl Storm {
         if let Some(gone) = gone {
             tokio::spawn(async move { gone.stop().await });
         }
-        Some(life)
+        true
     }
 
     /// A node is off, and comes back with what its disk has.
     pub async fn crash(&mut self, node: NodeId, how: Off) -> Result<(), String> {
         let before = self.dir_of(node);
-        let Some(life) = self.turn_off(node) else {
+        if !self.turn_off(node) {
             return Ok(());
-        };
+        }
         let to = self.dir_of(node);
         let (late, torn) = (self.below(1 << 20), self.below(60));
         match how {
             Off::Daemon => faulty::restart(&before, &to),
             // One that joined later was nothing long ago.
-            _ if self.planted == Planted::Forgets && life == 1 && self.early(node).exists() => {
+            _ if self.planted == Planted::Forgets && self.early(node).exists() => {
                 faulty::lose_power(&self.early(node), &to, 0, 0);
             }
             _ => faulty::lose_power(&before, &to, late, torn),
