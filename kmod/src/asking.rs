@@ -3,8 +3,8 @@
 //! How a process whose memory is elsewhere asks for it, and what that means for the pages that are
 //! pushed to it meanwhile.
 //!
-//! One that needs a page now and then should not find it behind a long train of others, so little
-//! is pushed at a time while it asks. One that asks all the time needs everything, and the sooner
+//! One that needs a page now and then should not find both machines busy with a long train of others, so
+//! little is pushed at a time while it asks. One that asks all the time needs everything, and the sooner
 //! all is there the sooner it stops asking.
 
 /// How long after a page was asked for another may be soon: a process that has to wait for its

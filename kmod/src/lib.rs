@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 pub mod asking;
+pub mod ends;
 pub mod id;
 pub mod link_session;
 pub mod uapi;

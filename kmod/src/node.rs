@@ -33,8 +33,8 @@ pub fn say(to: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
 }
 
 /// A frame of the memory class or of bulk has arrived. Called by a link's receiver: what takes long is done elsewhere.
-pub fn memory_frame(peer: NodeId, kind: Kind, payload: &[u8]) {
-    warn(peer, kind, pager::frame(peer, kind, payload));
+pub fn memory_frame(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) {
+    warn(peer, kind, pager::frame(peer, class, kind, payload));
 }
 
 /// The same for the control class. The payload may be taken.

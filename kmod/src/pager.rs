@@ -12,12 +12,13 @@
 //! A [`Source`] is the other end: the memory of the captured process, read page by page until the
 //! target has taken all of it.
 //!
-//! Answers to requests and pages sent ahead come over sockets of their own, so the former never wait for the latter,
-//! and the end of those sent ahead may come before the last answer: it says how many answers there were.
+//! Answers to requests and pages sent ahead come over sockets of their own, so that the former do not queue behind the
+//! latter; when everything is here is [`Ends`]' to say.
 //!
 //! Lock order: a pager's `taking` comes before the memory's own locks; its `inner` is taken under the memory's own locks, and for moments only.
 
 use crate::asking::Asking;
+use crate::ends::{Ends, Way};
 use crate::gate;
 use crate::id::NodeId;
 use crate::link::{self, Payload, Urgency};
@@ -79,10 +80,7 @@ struct Inner {
     /// Pages that were brought in, to be used again.
     spare: KVVec<DataPage>,
     installing: bool,
-    /// Answers to requests that have arrived, in frames.
-    answers: u64,
-    /// The source has sent everything, that many answers among it.
-    ending: Option<u64>,
+    ends: Ends,
     /// Everything has arrived.
     complete: bool,
     /// The source is dead, or the process is.
@@ -109,11 +107,6 @@ impl Inner {
             n += 1;
         }
         Some((first, n))
-    }
-
-    /// Whether the last of everything that was sent is here, and nothing was done about that yet.
-    fn take_end(&mut self) -> bool {
-        self.ending.take_if(|n| *n <= self.answers).is_some()
     }
 
     /// The page needs nothing more: returns what was known of it.
@@ -174,8 +167,7 @@ impl Pager {
                     short: false,
                     spare: KVVec::new(),
                     installing: false,
-                    answers: 0,
-                    ending: None,
+                    ends: Ends::default(),
                     complete: false,
                     dead: false,
                     asked_all: false,
@@ -329,25 +321,14 @@ impl Pager {
         }
     }
 
-    /// Pages have arrived, in `answer` to a request or unasked.
+    /// Pages have arrived.
     ///
     /// # Errors
     /// `ENOMEM`: some are lost, and will be sent again.
-    pub fn take(self: &Arc<Self>, pages: PageRuns<'_>, answer: bool) -> Result {
-        let taken = {
-            let _taking = self.taking.lock();
-            self.try_take(pages)
-        };
-        let ended = {
-            let mut i = self.inner.lock();
-            i.short |= taken.is_err();
-            i.answers += u64::from(answer);
-            i.take_end()
-        };
-        if ended {
-            self.all_arrived();
-        }
-        taken
+    pub fn take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
+        let _taking = self.taking.lock();
+        self.try_take(pages)
+            .inspect_err(|_| self.inner.lock().short = true)
     }
 
     fn try_take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
@@ -432,21 +413,13 @@ impl Pager {
         }
     }
 
-    /// Everything was sent, among it so many answers to requests.
-    pub fn sent_all(self: &Arc<Self>, answers: u64) {
-        let ended = {
-            let mut i = self.inner.lock();
-            i.ending = Some(answers);
-            i.take_end()
-        };
-        if ended {
-            self.all_arrived();
-        }
-    }
-
-    fn all_arrived(self: &Arc<Self>) {
+    /// Everything was sent, the `n`th time, as far as it comes this way.
+    pub fn sent_all(self: &Arc<Self>, way: Way, n: u64) {
         {
             let mut i = self.inner.lock();
+            if !i.ends.arrived(way, n) {
+                return;
+            }
             if core::mem::replace(&mut i.short, false) {
                 i.asked_all = false;
                 drop(i);
@@ -584,7 +557,7 @@ impl Pager {
 /// What a process that has just moved gets to find what it needs first, in ms.
 const BEGINNING_MS: u32 = 100;
 /// Pages pushed at a time while others are asked for now and then; the next when these have been taken, which the target
-/// says at once of so many.
+/// says at once.
 const FEW: usize = 16;
 
 /// A range of a source's memory.
@@ -639,8 +612,8 @@ struct SourceState {
     large: Frames,
     /// Pages that were asked for and sent, as bits of groups of 64, by number of the group.
     sent: RBTree<u64, u64>,
-    /// Frames of such pages.
-    answers: u64,
+    /// How often everything was sent.
+    ends: u64,
     /// How often all had to be sent again: what was sent before may be lost.
     round: u32,
     asking: Asking,
@@ -689,7 +662,7 @@ impl Source {
                     small: Frames::default(),
                     large: Frames::default(),
                     sent: RBTree::new(),
-                    answers: 0,
+                    ends: 0,
                     round: 0,
                     asking: Asking::default(),
                     fetched_bytes: 0,
@@ -822,8 +795,7 @@ impl Source {
             s.round
         };
         self.send(Class::Memory, frame, urgency)?;
-        // Before its pages are noted: who leaves them out at the end must count it.
-        self.state.lock().answers += 1;
+        // After it was sent: the end of all pages must not overtake one.
         let first = addr / PAGE as u64;
         let end = first + count.min(MAX_PAGES) as u64;
         for group in first / 64..end.div_ceil(64) {
@@ -944,21 +916,34 @@ impl Source {
                 a += (n * PAGE) as u64;
             }
         }
-        let answers = {
+        let n = {
             let mut s = self.state.lock();
             // The target may find that it needs everything once more.
             s.pushing = false;
-            s.answers
+            s.ends += 1;
+            s.ends
         };
-        let end = Verdict::new(self.token, self.pid).with(answers);
+        let ended = [Class::Memory, Class::Bulk]
+            .into_iter()
+            .try_for_each(|class| self.send_end(class, n));
+        if ended.is_err() && core::mem::replace(&mut self.state.lock().pushing, true) {
+            // Everything is being sent again already.
+            return Ok(());
+        }
+        ended
+    }
+
+    /// Behind everything that was sent in this class.
+    fn send_end(&self, class: Class, n: u64) -> Result {
+        let end = Verdict::new(self.token, self.pid).with(n);
         let mut v = KVVec::new();
         v.extend_from_slice(wire::bytes(&end), GFP_KERNEL)?;
-        link::send(self.target, Class::Bulk, Kind::PagesEnd, v, Urgency::Bulk)
+        link::send(self.target, class, Kind::PagesEnd, v, Urgency::Bulk)
     }
 }
 
 /// A frame of the memory class or of bulk has arrived.
-pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
+pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
     match kind {
         Kind::PageRequest => {
             let (r, _) = wire::split::<PageRequest>(payload).map_err(|_| EINVAL)?;
@@ -996,7 +981,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         Kind::Pages => {
             let (p, pages) = wire::task::pages(payload).map_err(|_| EINVAL)?;
             match pagers::get(p.token.get()).filter(|g| g.source == peer) {
-                Some(g) => g.take(pages, p.asked.get() != 0),
+                Some(g) => g.take(pages),
                 None => Ok(()),
             }
         }
@@ -1004,11 +989,16 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
             if let Some(g) = pagers::get(v.token.get()).filter(|g| g.source == peer) {
                 if v.errno.get() == 0 {
-                    g.sent_all(v.arg.get());
+                    let way = if class == Class::Bulk {
+                        Way::Ahead
+                    } else {
+                        Way::Answers
+                    };
+                    g.sent_all(way, v.arg.get());
                 } else {
                     pr_err!("process {}: its memory on n{} is gone\n", g.pid, peer.get());
-                    g.die();
                     crate::process::kill(g.pid);
+                    g.die();
                 }
             }
             Ok(())
@@ -1022,6 +1012,19 @@ impl Pager {
     pub fn preload(&self, addr: u64, data: &[u8]) -> Result {
         self.put(addr, Slot::Data(DataPage::new(None, data)?))
             .map(|_| ())
+    }
+}
+
+/// A node is dead: the processes here whose memory was still there end, also those that are at home.
+pub fn source_dead(peer: NodeId) {
+    let mut after = None;
+    while let Some((k, p)) = pagers::next(after) {
+        after = Some(k);
+        if p.source == peer && p.is_filling() {
+            // In this order: a page that is missing must not read as zeros for a moment.
+            crate::process::kill(p.pid);
+            p.die();
+        }
     }
 }
 

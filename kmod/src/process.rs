@@ -617,22 +617,16 @@ pub fn peer_dead(peer: NodeId) {
         match p.place() {
             Place::Away(host) if host == peer => kill(p.pid),
             Place::Guest | Place::Leaving if p.home == peer => {
+                kill(p.pid);
                 if let Some(g) = p.pager() {
                     g.die();
-                }
-                kill(p.pid);
-            }
-            Place::Guest => {
-                // Its pages were still there.
-                if let Some(g) = p.pager().filter(|g| g.source == peer) {
-                    g.die();
-                    kill(p.pid);
                 }
             }
             Place::Remnant(host) if host == peer => kill(p.pid),
             _ => {}
         }
     }
+    crate::pager::source_dead(peer);
 }
 
 /// The processes known here with numbers above `after`, at most 256.

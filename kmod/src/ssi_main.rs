@@ -12,6 +12,8 @@ use kernel::prelude::*;
 #[forbid(unsafe_code)]
 pub mod asking;
 #[forbid(unsafe_code)]
+pub mod ends;
+#[forbid(unsafe_code)]
 pub mod id;
 #[forbid(unsafe_code)]
 pub mod link_session;

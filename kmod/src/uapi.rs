@@ -18,7 +18,7 @@ pub const FAMILY: &str = "ssi";
 /// The multicast group that carries the module's events.
 pub const EVENTS: &str = "events";
 /// Version of this protocol. ssid refuses a module that says another number.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The control device of the module: stubs become guests through it.
 pub const DEVICE: &str = "/dev/ssi";

@@ -25,6 +25,7 @@ import time
 ME, PEER = 1, 2
 CLASSES = CONTROL, MEMORY, BULK = 0, 1, 2
 WIRE_VERSION = 2
+UAPI_VERSION = 2
 RANGE, ALIASES, GUARD = 1 << 17, 32768, 1024
 BULK_BYTES = 1 << 18
 
@@ -345,16 +346,16 @@ def test_commands_before_hello(genl):
     refused(errno.EINVAL, genl.raw, HELLO, b"")
     refused(errno.EINVAL, genl.raw, HELLO, b"\x03")
     refused(errno.EINVAL, genl.raw, HELLO, struct.pack("HH", 400, A_NODE) + bytes(8))
-    refused(errno.EINVAL, genl.call, HELLO, version=1, node=0)
-    refused(errno.EINVAL, genl.call, HELLO, version=1, node=32)
-    assert genl.call(HELLO, version=77, node=ME) == {A_VERSION: 1}
+    refused(errno.EINVAL, genl.call, HELLO, version=UAPI_VERSION, node=0)
+    refused(errno.EINVAL, genl.call, HELLO, version=UAPI_VERSION, node=32)
+    assert genl.call(HELLO, version=77, node=ME) == {A_VERSION: UAPI_VERSION}
     refused(errno.ENXIO, genl.raw, STAT)
 
 
 def test_hello_checks_numbers(genl):
     largest = open("/proc/sys/kernel/pid_max").read()
     write("/proc/sys/kernel/pid_max", "131072")
-    refused(errno.ERANGE, genl.call, HELLO, version=1, node=ME)
+    refused(errno.ERANGE, genl.call, HELLO, version=UAPI_VERSION, node=ME)
     write("/proc/sys/kernel/pid_max", largest)
     for number in (5 * RANGE + ALIASES + 7, ALIASES + 100, ME * RANGE + 5):
         sleeper = None
@@ -366,7 +367,7 @@ def test_hello_checks_numbers(genl):
             else:
                 p.kill()
                 p.wait()
-        refused(errno.EEXIST, genl.call, HELLO, version=1, node=ME)
+        refused(errno.EEXIST, genl.call, HELLO, version=UAPI_VERSION, node=ME)
         sleeper.kill()
         sleeper.wait()
     write("/proc/sys/kernel/ns_last_pid", "2000")
@@ -374,10 +375,10 @@ def test_hello_checks_numbers(genl):
 
 
 def test_hello(genl):
-    answer = genl.call(HELLO, version=1, node=ME)
-    assert answer[A_VERSION] == 1 and answer[A_NODE] == ME and answer[A_INCARNATION]
-    assert genl.call(HELLO, version=1, node=ME) == answer
-    refused(errno.EBUSY, genl.call, HELLO, version=1, node=PEER)
+    answer = genl.call(HELLO, version=UAPI_VERSION, node=ME)
+    assert answer[A_VERSION] == UAPI_VERSION and answer[A_NODE] == ME and answer[A_INCARNATION]
+    assert genl.call(HELLO, version=UAPI_VERSION, node=ME) == answer
+    refused(errno.EBUSY, genl.call, HELLO, version=UAPI_VERSION, node=PEER)
 
 
 def test_numbers_stay_in_the_range(genl):
@@ -815,7 +816,7 @@ def cycles(module, count):
     for i in range(count):
         load(module)
         genl = Genl()
-        genl.call(HELLO, version=1, node=ME)
+        genl.call(HELLO, version=UAPI_VERSION, node=ME)
         p = Peer(genl, i % 2 == 1)
         if i % 3 == 0:
             p.up()

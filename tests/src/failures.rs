@@ -41,6 +41,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("fail-home-frozen", home_frozen),
         Test::new("fail-stranger-off", stranger_off),
         Test::new("fail-former-host-off", former_host_off),
+        Test::new("fail-source-off", source_off),
         Test::new("fail-killed", killed),
         Test::new("fail-home-off-leaving", home_off_leaving),
     ];
@@ -325,6 +326,34 @@ fn former_host_off(cluster: &Cluster) -> Result<()> {
     let end = end?;
     ensure!(end == End::Exit(PASSED), "{end:?}\n{}", proc.evidence());
     Ok(())
+}
+
+/// A process that has come home ends with the node on which pages of it still are: what it would read there nobody knows.
+fn source_off(cluster: &Cluster) -> Result<()> {
+    // From n2 pages come only when they are asked for.
+    cluster.stop_daemon(N2)?;
+    cluster.unload(N2)?;
+    cluster.sh(N2, "insmod /ssi/ssi.ko push=0 prefetch=1")?;
+    cluster.start_daemon(N2)?;
+    cluster.wait_linked(&cluster.nodes())?;
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
+    proc.ready()?;
+    hop(&proc, "memory", Doing::Computing, N2)?;
+    // A move away from a host is over when all of the memory has come.
+    let pid = proc.pid().to_string();
+    cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
+    let ticks = || cluster.sh(N1, &format!("cut -d ' ' -f 14 /proc/{pid}/stat"));
+    let before = ticks()?;
+    let home = eventually(Duration::from_secs(30), || {
+        Ok((ticks()? == before).then(|| "it does not compute at home".to_owned()))
+    });
+    let since = Instant::now();
+    cluster.kill(N2)?;
+    let ended = must_end_killed(&mut proc, since);
+    bring_back(cluster, N2)?;
+    home?;
+    ended?;
+    must_be_gone(cluster, proc.pid(), N1, Duration::from_secs(5))
 }
 
 /// Killed at any moment of a move: its parent sees that, and no copy is left anywhere.

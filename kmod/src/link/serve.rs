@@ -248,6 +248,10 @@ fn dispatch(
         st.session.acked(ack)?;
         let taken = st.session.take(seq, payload.bytes().len())?;
         chan.show_room(&st);
+        if chan.class == Class::Bulk {
+            // Who sends ahead waits until it was taken, and nothing else goes back that could say so.
+            st.session.quiet();
+        }
         (
             taken,
             st.session.ack_due(),
@@ -264,7 +268,7 @@ fn dispatch(
     if taken == Taken::Fresh {
         match payload {
             Received::Control(v) => crate::node::control_frame(peer.id, kind, v),
-            Received::Memory(v) => crate::node::memory_frame(peer.id, kind, v),
+            Received::Memory(v) => crate::node::memory_frame(peer.id, chan.class, kind, v),
         }
     }
     drop(gate);

@@ -137,8 +137,8 @@ pub enum Kind {
     PageRequest = 48,
     /// [`task::Pages`]: pages, asked for or not.
     Pages = 49,
-    /// [`task::Verdict`]: every page was sent, and in answer to requests so many frames of them as `arg` says, which
-    /// go another way and may arrive later.
+    /// [`task::Verdict`]: every page was sent. Comes in both classes that carry pages, behind what was sent in each; `arg` is
+    /// the same in both, and another each time that everything is sent.
     PagesEnd = 50,
     /// [`task::Verdict`]: every page has arrived, or none is needed any more; the source may
     /// forget them.

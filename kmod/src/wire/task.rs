@@ -49,7 +49,7 @@ pub struct Verdict {
     pub pid: U32,
     /// 0, or an errno (positive).
     pub errno: U32,
-    /// What else there is to say: for Moved the new host's node id, for PagesEnd the number of answers.
+    /// What else there is to say: for Moved the new host's node id, for PagesEnd how often everything was sent.
     pub arg: U64,
 }
 const _: () = assert!(size_of::<Verdict>() == 24);

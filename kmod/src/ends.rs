@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! When all of a process's memory has arrived, that comes two ways.
+//!
+//! Pages that are asked for go one way, those sent ahead another, and what was sent as an answer is
+//! left out of the latter. In each way nothing overtakes an end, though answers overtake each other:
+//! so the source sends an end both ways when it has gone through everything, both with the same
+//! number, and another number each time. When both are there, so is all that was sent before.
+
+/// A way by which pages come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// In answer to requests.
+    Answers = 0,
+    /// Unasked.
+    Ahead = 1,
+}
+
+/// The ends that have arrived.
+#[derive(Default, Debug)]
+pub struct Ends {
+    latest: [u64; 2],
+    whole: u64,
+}
+
+impl Ends {
+    /// The end number `n` has arrived this way. Returns whether everything sent before it is here, once
+    /// for each number. One number comes in one way only if the source could not send it in the other: a
+    /// higher one follows.
+    pub fn arrived(&mut self, way: Way, n: u64) -> bool {
+        let mine = &mut self.latest[way as usize];
+        *mine = n.max(*mine);
+        let [answers, ahead] = self.latest;
+        let whole = answers == ahead && ahead > self.whole;
+        if whole {
+            self.whole = ahead;
+        }
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeSet, VecDeque};
+
+    const PAGES: u64 = 60;
+
+    enum Frame {
+        Pages(Vec<u64>),
+        End(u64),
+    }
+
+    /// xorshift64, Marsaglia, 2003.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % n
+        }
+    }
+
+    /// A source and what is on its way from it: answers that somebody waits for, others, and what is sent ahead.
+    #[derive(Default)]
+    struct Source {
+        urgent: VecDeque<Frame>,
+        answers: VecDeque<Frame>,
+        ahead: VecDeque<Frame>,
+        sent: BTreeSet<u64>,
+        at: u64,
+        ends: u64,
+    }
+
+    impl Source {
+        /// The first page goes at once, the others behind what is urgent, as `pager` has it.
+        fn answer(&mut self, first: u64, count: u64) {
+            let last = (first + count).min(PAGES);
+            self.urgent.push_back(Frame::Pages(vec![first]));
+            let rest: Vec<u64> = (first + 1..last).collect();
+            let frames = rest.chunks(5).map(|c| Frame::Pages(c.to_vec()));
+            self.answers.extend(frames);
+            self.sent.extend(first..last);
+        }
+
+        /// Sends some pages ahead, or the end, both ways or one.
+        fn push(&mut self, both: bool) {
+            if self.at == PAGES {
+                self.at += 1;
+                self.ends += 1;
+                if both {
+                    self.answers.push_back(Frame::End(self.ends));
+                }
+                self.ahead.push_back(Frame::End(self.ends));
+            } else if self.at < PAGES {
+                let to = (self.at + 4).min(PAGES);
+                let new = (self.at..to).filter(|p| !self.sent.contains(p));
+                self.ahead.push_back(Frame::Pages(new.collect()));
+                self.at = to;
+            }
+        }
+    }
+
+    /// Returns whether everything was there when it was said to be; none if it never was.
+    fn run(seed: u64, both: bool) -> Option<bool> {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let (mut source, mut ends) = (Source::default(), Ends::default());
+        let mut here = BTreeSet::new();
+        for _ in 0..2_000 {
+            match dice.below(8) {
+                0 => source.answer(dice.below(PAGES), 1 + dice.below(40)),
+                1 | 2 => source.push(both),
+                n => {
+                    let (way, queue) = match n {
+                        3 | 4 => (Way::Ahead, &mut source.ahead),
+                        _ if !source.urgent.is_empty() => (Way::Answers, &mut source.urgent),
+                        _ => (Way::Answers, &mut source.answers),
+                    };
+                    let whole = match queue.pop_front() {
+                        Some(Frame::Pages(pages)) => {
+                            here.extend(pages);
+                            false
+                        }
+                        Some(Frame::End(n)) if both => ends.arrived(way, n),
+                        Some(Frame::End(_)) => true,
+                        None => false,
+                    };
+                    if whole {
+                        return Some(here.len() as u64 == PAGES);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn when_both_ends_are_here_so_is_everything() {
+        let runs: Vec<_> = (0..2_000).filter_map(|seed| run(seed, true)).collect();
+        assert!(runs.len() > 1_000, "{} came to an end", runs.len());
+        assert!(runs.iter().all(|whole| *whole));
+    }
+
+    #[test]
+    fn the_end_of_what_is_sent_ahead_is_not_enough() {
+        assert!((0..2_000).any(|seed| run(seed, false) == Some(false)));
+    }
+
+    #[test]
+    fn an_end_that_came_one_way_only_is_taken_over_by_the_next() {
+        let mut ends = Ends::default();
+        assert!(!ends.arrived(Way::Answers, 1));
+        assert!(!ends.arrived(Way::Answers, 2));
+        assert!(ends.arrived(Way::Ahead, 2));
+        assert!(!ends.arrived(Way::Ahead, 2), "once");
+        assert!(!ends.arrived(Way::Ahead, 3));
+        assert!(ends.arrived(Way::Answers, 3));
+    }
+}
