@@ -136,6 +136,13 @@ impl Error {
     }
 }
 
+/// What a link of each class is for, in a preface and in the audit log.
+const LINKS: [(Purpose, &str); Class::COUNT] = [
+    (Purpose::LinkControl, "link-control"),
+    (Purpose::LinkMemory, "link-memory"),
+    (Purpose::LinkBulk, "link-bulk"),
+];
+
 /// What a connection is for, once that is known.
 #[derive(Debug)]
 pub enum Opened {
@@ -164,17 +171,7 @@ impl Opened {
     fn purpose(&self) -> &'static str {
         match self {
             Opened::Control { .. } => "daemon",
-            Opened::Link {
-                class: Class::Control,
-                ..
-            } => "link-control",
-            Opened::Link {
-                class: Class::Memory,
-                ..
-            } => "link-memory",
-            Opened::Link {
-                class: Class::Bulk, ..
-            } => "link-bulk",
+            Opened::Link { class, .. } => LINKS[*class as usize].1,
         }
     }
 }
@@ -217,11 +214,7 @@ pub async fn accepted<T>(result: std::io::Result<T>) -> Option<T> {
 }
 
 fn purpose(class: Class) -> Purpose {
-    match class {
-        Class::Control => Purpose::LinkControl,
-        Class::Memory => Purpose::LinkMemory,
-        Class::Bulk => Purpose::LinkBulk,
-    }
+    LINKS[class as usize].0
 }
 
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
@@ -618,12 +611,8 @@ fn joined(what: &[Difference]) -> String {
 }
 
 fn class(purpose: Purpose) -> Option<Class> {
-    match purpose {
-        Purpose::LinkControl => Some(Class::Control),
-        Purpose::LinkMemory => Some(Class::Memory),
-        Purpose::LinkBulk => Some(Class::Bulk),
-        Purpose::Unknown | Purpose::Control => None,
-    }
+    let is_for = |class: &Class| LINKS[*class as usize].0 == purpose;
+    Class::ALL.into_iter().find(is_for)
 }
 
 fn check(theirs: &Preface, node: NodeId) -> Result<(), Error> {

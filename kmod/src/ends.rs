@@ -7,33 +7,29 @@
 //! so the source sends an end both ways when it has gone through everything, both with the same
 //! number, and another number each time. When both are there, so is all that was sent before.
 
-/// A way by which pages come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// In answer to requests.
-    Answers = 0,
-    /// Unasked.
-    Ahead = 1,
-}
+use crate::wire::Class;
 
 /// The ends that have arrived.
 #[derive(Default, Debug)]
 pub struct Ends {
-    latest: [u64; 2],
+    memory: u64,
+    bulk: u64,
     whole: u64,
 }
 
 impl Ends {
-    /// The end number `n` has arrived this way. Returns whether everything sent before it is here, once
-    /// for each number. One number comes in one way only if the source could not send it in the other: a
-    /// higher one follows.
-    pub fn arrived(&mut self, way: Way, n: u64) -> bool {
-        let mine = &mut self.latest[way as usize];
+    /// The end number `n` has arrived in this class, answers being in all but bulk. Returns whether everything
+    /// sent before it is here, once for each number. One number comes one way only if the source could not
+    /// send it the other: a higher one follows.
+    pub fn arrived(&mut self, class: Class, n: u64) -> bool {
+        let mine = match class {
+            Class::Bulk => &mut self.bulk,
+            Class::Memory | Class::Control => &mut self.memory,
+        };
         *mine = n.max(*mine);
-        let [answers, ahead] = self.latest;
-        let whole = answers == ahead && ahead > self.whole;
+        let whole = self.memory == self.bulk && self.bulk > self.whole;
         if whole {
-            self.whole = ahead;
+            self.whole = self.bulk;
         }
         whole
     }
@@ -42,6 +38,7 @@ impl Ends {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
     use std::collections::{BTreeSet, VecDeque};
 
     const PAGES: u64 = 60;
@@ -49,18 +46,6 @@ mod tests {
     enum Frame {
         Pages(Vec<u64>),
         End(u64),
-    }
-
-    /// xorshift64, Marsaglia, 2003.
-    struct Dice(u64);
-
-    impl Dice {
-        fn below(&mut self, n: u64) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 % n
-        }
     }
 
     /// A source and what is on its way from it: answers that somebody waits for, others, and what is sent ahead.
@@ -105,7 +90,7 @@ mod tests {
 
     /// Returns whether everything was there when it was said to be; none if it never was.
     fn run(seed: u64, both: bool) -> Option<bool> {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Random::new(seed);
         let (mut source, mut ends) = (Source::default(), Ends::default());
         let mut here = BTreeSet::new();
         for _ in 0..2_000 {
@@ -114,9 +99,9 @@ mod tests {
                 1 | 2 => source.push(both),
                 n => {
                     let (way, queue) = match n {
-                        3 | 4 => (Way::Ahead, &mut source.ahead),
-                        _ if !source.urgent.is_empty() => (Way::Answers, &mut source.urgent),
-                        _ => (Way::Answers, &mut source.answers),
+                        3 | 4 => (Class::Bulk, &mut source.ahead),
+                        _ if !source.urgent.is_empty() => (Class::Memory, &mut source.urgent),
+                        _ => (Class::Memory, &mut source.answers),
                     };
                     let whole = match queue.pop_front() {
                         Some(Frame::Pages(pages)) => {
@@ -151,11 +136,11 @@ mod tests {
     #[test]
     fn an_end_that_came_one_way_only_is_taken_over_by_the_next() {
         let mut ends = Ends::default();
-        assert!(!ends.arrived(Way::Answers, 1));
-        assert!(!ends.arrived(Way::Answers, 2));
-        assert!(ends.arrived(Way::Ahead, 2));
-        assert!(!ends.arrived(Way::Ahead, 2), "once");
-        assert!(!ends.arrived(Way::Ahead, 3));
-        assert!(ends.arrived(Way::Answers, 3));
+        assert!(!ends.arrived(Class::Memory, 1));
+        assert!(!ends.arrived(Class::Memory, 2));
+        assert!(ends.arrived(Class::Bulk, 2));
+        assert!(!ends.arrived(Class::Bulk, 2), "once");
+        assert!(!ends.arrived(Class::Bulk, 3));
+        assert!(ends.arrived(Class::Memory, 3));
     }
 }

@@ -12,5 +12,7 @@ pub mod asking;
 pub mod ends;
 pub mod id;
 pub mod link_session;
+#[cfg(test)]
+mod random;
 pub mod uapi;
 pub mod wire;

@@ -15,10 +15,11 @@
 //! Answers to requests and pages sent ahead come over sockets of their own, so that the former do not queue behind the
 //! latter; when everything is here is [`Ends`]' to say.
 //!
-//! Lock order: a pager's `taking` comes before the memory's own locks; its `inner` is taken under the memory's own locks, and for moments only.
+//! Lock order: a pager's `taking` comes before the memory's own locks; its `inner` is taken under those, and for
+//! moments only.
 
 use crate::asking::Asking;
-use crate::ends::{Ends, Way};
+use crate::ends::Ends;
 use crate::gate;
 use crate::id::NodeId;
 use crate::link::{self, Payload, Urgency};
@@ -413,11 +414,11 @@ impl Pager {
         }
     }
 
-    /// Everything was sent, the `n`th time, as far as it comes this way.
-    pub fn sent_all(self: &Arc<Self>, way: Way, n: u64) {
+    /// Everything was sent, the `n`th time, as far as it comes in this class.
+    pub fn sent_all(self: &Arc<Self>, class: Class, n: u64) {
         {
             let mut i = self.inner.lock();
-            if !i.ends.arrived(way, n) {
+            if !i.ends.arrived(class, n) {
                 return;
             }
             if core::mem::replace(&mut i.short, false) {
@@ -989,12 +990,7 @@ pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
             if let Some(g) = pagers::get(v.token.get()).filter(|g| g.source == peer) {
                 if v.errno.get() == 0 {
-                    let way = if class == Class::Bulk {
-                        Way::Ahead
-                    } else {
-                        Way::Answers
-                    };
-                    g.sent_all(way, v.arg.get());
+                    g.sent_all(class, v.arg.get());
                 } else {
                     pr_err!("process {}: its memory on n{} is gone\n", g.pid, peer.get());
                     crate::process::kill(g.pid);

@@ -300,6 +300,14 @@ class Peer:
         except End:
             self.socks.pop(cls).close()
 
+    def late(self, hello):
+        """A socket on which a Hello of a session comes that is over."""
+        self.attach(CONTROL)
+        self.expect_hello(CONTROL)
+        self.frame(CONTROL, K_HELLO, hello)
+        self.genl.link_down(CONTROL, errno.EPROTO)
+        self.expect_end(CONTROL)
+
     def others_end(self, cls):
         """The module ends the sockets of the other classes, which belong to a session that is over."""
         events = [self.genl.event() for _ in CLASSES[1:]]
@@ -639,11 +647,7 @@ def test_new_incarnation(genl, secure):
     p.link(MEMORY)
     p.echo(MEMORY, b"new")
     # A late socket of the old life.
-    p.attach(CONTROL)
-    p.expect_hello(CONTROL)
-    p.frame(CONTROL, K_HELLO, before)
-    genl.link_down(CONTROL, errno.EPROTO)
-    p.expect_end(CONTROL)
+    p.late(before)
     p.link(CONTROL)
     p.echo(CONTROL, b"still the new one")
     genl.call(UNLINK, peer=PEER)
@@ -663,10 +667,7 @@ def test_the_peer_declares_us_dead(genl, secure):
     p.echo(MEMORY, b"new")
     p.link(CONTROL)
     p.echo(CONTROL, b"new")
-    p.attach(CONTROL)
-    p.expect_hello(CONTROL)
-    p.frame(CONTROL, K_HELLO, early)
-    genl.link_down(CONTROL, errno.EPROTO)
+    p.late(early)
     genl.call(UNLINK, peer=PEER)
     p.close()
 

@@ -400,14 +400,18 @@ impl Cluster {
 
     /// Loads the module anew with other parameters on all nodes.
     pub fn reload(&self, parameters: &str) -> Result<()> {
-        let nodes = self.nodes();
-        self.on_all(&nodes, |node| self.stop_daemon(node))?;
-        self.on_all(&nodes, |node| {
+        self.reload_on(&self.nodes(), parameters)
+    }
+
+    /// The same on some of them.
+    pub fn reload_on(&self, nodes: &[Node], parameters: &str) -> Result<()> {
+        self.on_all(nodes, |node| self.stop_daemon(node))?;
+        self.on_all(nodes, |node| {
             self.unload(node)?;
             self.sh(node, &format!("insmod /ssi/ssi.ko {parameters}"))?;
             self.start_daemon(node)
         })?;
-        self.wait_linked(&nodes)
+        self.wait_linked(&self.nodes())
     }
 
     /// What the nodes' kernels and daemons said last, for a failure's message.

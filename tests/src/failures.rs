@@ -331,18 +331,15 @@ fn former_host_off(cluster: &Cluster) -> Result<()> {
 /// A process that has come home ends with the node on which pages of it still are: what it would read there nobody knows.
 fn source_off(cluster: &Cluster) -> Result<()> {
     // From n2 pages come only when they are asked for.
-    cluster.stop_daemon(N2)?;
-    cluster.unload(N2)?;
-    cluster.sh(N2, "insmod /ssi/ssi.ko push=0 prefetch=1")?;
-    cluster.start_daemon(N2)?;
-    cluster.wait_linked(&cluster.nodes())?;
+    cluster.reload_on(&[N2], "push=0 prefetch=1")?;
     let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
     proc.ready()?;
     hop(&proc, "memory", Doing::Computing, N2)?;
     // A move away from a host is over when all of the memory has come.
     let pid = proc.pid().to_string();
     cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
-    let ticks = || cluster.sh(N1, &format!("cut -d ' ' -f 14 /proc/{pid}/stat"));
+    let ticks =
+        || Ok::<_, anyhow::Error>(task(cluster, N1, proc.pid())?.context("it is gone")?.ticks);
     let before = ticks()?;
     let home = eventually(Duration::from_secs(30), || {
         Ok((ticks()? == before).then(|| "it does not compute at home".to_owned()))

@@ -107,42 +107,28 @@ fn policy(cluster: &Cluster) -> Result<()> {
         let mut users = Proc::start(cluster, &Start::system(&words))?;
         users.ready()?;
 
-        rule("root = false")?;
-        let why = format!("ssictl why {} --to n2 -o json; echo status $?", roots.pid());
-        eventually(Duration::from_secs(30), || {
-            let said = cluster.sh(N1, &why)?;
-            let right = said.contains("status 5") && said.contains("not-hosted");
-            Ok((!right).then(|| format!("ssictl why says {said}")))
-        })?;
-        must_refuse(&try_migrate(cluster, N1, roots.pid(), N2)?, "not-hosted")?;
-        prove_runs(cluster, roots.pid(), "spin", N1, N1, Doing::Computing)?;
-        hop(&users, "spin", Doing::Computing, N2)?;
-        hop(&users, "spin", Doing::Computing, N1)?;
-
-        // By user: his own are in no range, then at the end of one.
-        let may = |pid: u32, hosted: bool| {
-            let ask = format!("ssictl why {pid} --to n2 -o json; echo status $?");
+        // Each refuses one whom the one before took.
+        let why = |pid: u32| format!("ssictl why {pid} --to n2 -o json; echo status $?");
+        for (text, refused, hosted) in [
+            ("root = false", &roots, &users),
+            ("uids = [\"1000-65533\", \"65535\"]", &users, &roots),
+            ("root = false\nuids = [\"65534\"]", &roots, &users),
+        ] {
+            rule(text)?;
             eventually(Duration::from_secs(30), || {
-                let said = cluster.sh(N1, &ask)?;
-                Ok((said.contains("not-hosted") == hosted).then_some(said))
-            })
-        };
-        rule("uids = [\"1000-65533\", \"65535\"]")?;
-        may(users.pid(), false)?;
-        may(roots.pid(), true)?;
-        must_refuse(&try_migrate(cluster, N1, users.pid(), N2)?, "not-hosted")?;
-        hop(&roots, "spin", Doing::Computing, N2)?;
-        hop(&roots, "spin", Doing::Computing, N1)?;
-        rule("root = false\nuids = [\"65534\"]")?;
-        may(users.pid(), true)?;
-        may(roots.pid(), false)?;
-        must_refuse(&try_migrate(cluster, N1, roots.pid(), N2)?, "not-hosted")?;
-        hop(&users, "spin", Doing::Computing, N2)?;
-        hop(&users, "spin", Doing::Computing, N1)?;
+                let said = cluster.sh(N1, &why(refused.pid()))?;
+                let right = said.contains("status 5") && said.contains("not-hosted");
+                Ok((!right).then(|| format!("{text}: ssictl why says {said}")))
+            })?;
+            must_refuse(&try_migrate(cluster, N1, refused.pid(), N2)?, "not-hosted")?;
+            prove_runs(cluster, refused.pid(), "spin", N1, N1, Doing::Computing)?;
+            hop(hosted, "spin", Doing::Computing, N2)?;
+            hop(hosted, "spin", Doing::Computing, N1)?;
+        }
 
         rule("host = false")?;
         eventually(Duration::from_secs(30), || {
-            let said = cluster.sh(N1, &why)?;
+            let said = cluster.sh(N1, &why(roots.pid()))?;
             Ok((!said.contains("hosts no processes of other")).then_some(said))
         })?;
         must_refuse(&try_migrate(cluster, N1, users.pid(), N2)?, "not-hosted")?;

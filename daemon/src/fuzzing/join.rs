@@ -4,19 +4,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use prost::Message;
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
-use super::machine::Node;
+use super::machine::{DONE_IN, Node};
 use crate::msg::govern::{Admit, Hello};
 use crate::msg::{self, Answer, Reply};
 use crate::tls;
-
-/// Longest wait for the end of a conversation.
-const DONE_IN: Duration = Duration::from_secs(20);
 
 type Stream = StreamOwned<ClientConnection, TcpStream>;
 

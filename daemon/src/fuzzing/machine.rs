@@ -7,6 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ssi::uapi::Cmd;
 use tempfile::TempDir;
@@ -27,6 +28,9 @@ use crate::pki::{self, CaHash};
 use crate::seat::Store;
 use crate::stage::{Charter, Equipment, Stage};
 use crate::stub::Stubs;
+
+/// Longest wait for the end of a conversation.
+pub(super) const DONE_IN: Duration = Duration::from_secs(20);
 
 /// Says all of `data`, closes that side, and puts what is answered into `heard` until the other side closes.
 pub(super) async fn say(ours: &mut UnixStream, data: &[u8], heard: &mut Vec<u8>) -> io::Result<()> {

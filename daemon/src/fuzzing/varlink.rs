@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::machine::{Node, alone, say};
+use super::machine::{DONE_IN, Node, alone, say};
 use super::scratch;
 use crate::core::state::State;
 use crate::serve;
@@ -22,8 +22,6 @@ const USER: User = User {
     uid: 65_534,
     is_admin: false,
 };
-/// Longest wait for the end of a conversation.
-const DONE_IN: Duration = Duration::from_secs(20);
 /// So long a user of a node listens: it answers what it does not wait for.
 const LISTENS: Duration = Duration::from_millis(300);
 /// Longest reply to such a user: the description of the interface is in it, or all of the call.

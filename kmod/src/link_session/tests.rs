@@ -3,6 +3,7 @@
 //! Unit tests, and two nodes on a network that breaks at random moments.
 
 use super::*;
+use crate::random::Random;
 use std::collections::VecDeque;
 
 type Slots<F> = Vec<Option<Entry<F>>>;
@@ -286,18 +287,6 @@ fn an_acknowledgement_of_another_session_counts_as_none() {
     assert_eq!(meets(&mut a, &b.hello(c), 1).1, 1);
 }
 
-/// A small generator of random numbers, so that a failure repeats by its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
-
 /// What a test frame says: the session of its sender, and its place among those of its urgency.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Tag {
@@ -572,7 +561,7 @@ impl World {
 }
 
 fn run(seed: u64, steps: u32, deaths: bool) {
-    let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut r = Random::new(seed);
     let mut w = World::new();
     for _ in 0..steps {
         let (i, c) = (r.below(2) as usize, r.below(Class::COUNT as u64) as usize);
