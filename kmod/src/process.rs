@@ -481,12 +481,18 @@ pub fn task_exited(tid: u32, tgid: u32, last: bool, status: i32) {
         if let Some(p) = processes::get(u64::from(tgid)) {
             p.exited(status);
         }
+        // Of one that had come home nothing else is known. Nobody would ask for the rest of its memory.
+        if let Some(g) = crate::pager::of_process(tgid) {
+            g.die();
+        }
     }
 }
 
 /// Whether anybody cares about the end of this thread. Spins.
 pub fn is_ours(tid: u32, tgid: u32) -> bool {
-    puppets::get(u64::from(tid)).is_some() || processes::get(u64::from(tgid)).is_some()
+    puppets::get(u64::from(tid)).is_some()
+        || processes::get(u64::from(tgid)).is_some()
+        || crate::pager::pagers::any(|g| g.pid == tgid)
 }
 
 /// One more operation of this process was carried out at its home.

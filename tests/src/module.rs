@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cluster::{Cluster, N1, N2, N3, top};
 use crate::moves::hop;
 use crate::place::{Doing, prove_runs};
-use crate::proc::{Proc, Start};
+use crate::proc::{End, Proc, Start};
 use crate::suite::Test;
 
 /// The tests.
@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         Test::new("module-parameters", parameters),
         Test::new("module-in-use", in_use),
+        Test::new("module-killed-while-filling", killed_while_filling),
         Test::new("module-daemon-again", daemon_again),
         Test::new("module-cycles", cycles),
     ]
@@ -61,6 +62,32 @@ fn in_use(cluster: &Cluster) -> Result<()> {
     }
     prove_runs(cluster, proc.pid(), "spin", N1, N2, Doing::Computing)?;
     proc.must_pass()
+}
+
+/// A process that has come home is killed there before its memory has come, for which nobody asks any more: neither node
+/// keeps the module for it.
+fn killed_while_filling(cluster: &Cluster) -> Result<()> {
+    // From n2 pages come only when they are asked for.
+    cluster.reload_on(&[N2], "push=0 prefetch=1")?;
+    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
+    proc.ready()?;
+    hop(&proc, "memory", Doing::Computing, N2)?;
+    let pid = proc.pid().to_string();
+    // A move away from a host is over when all of the memory has come.
+    cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
+    let kept = [N1, N2].map(|node| cluster.exec(node, &["rmmod", "ssi"]));
+    cluster.sh(N1, &format!("kill -9 {pid}"))?;
+    let ended = proc.must_end(End::Signal(9));
+    // Unloads it, for which there is no second try by force.
+    let unloaded = cluster.reload_on(&[N1, N2], "");
+    for output in kept {
+        ensure!(
+            output?.status != 0,
+            "the module was unloaded before: this test shows nothing"
+        );
+    }
+    ended?;
+    unloaded
 }
 
 /// A daemon that ends and comes back in time: the processes do not notice.

@@ -14,8 +14,8 @@ pub fn node<T>(key: u64, value: Arc<T>) -> Result<RBTreeNode<u64, Arc<T>>> {
     Ok(RBTreeNode::new(key, value, GFP_KERNEL)?)
 }
 
-/// Defines a module `$name` with a table from `u64` to `Arc<$ty>`: `init`, `get`, `insert`,
-/// `remove`, `take_any`, `keys_after`.
+/// Defines a module `$name` with a table from `u64` to `Arc<$ty>`: `init`, `get`, `any`, `insert`,
+/// `remove`, `remove_exact`, `next`.
 #[macro_export]
 macro_rules! table {
     ($(#[$meta:meta])* $name:ident: $ty:ty) => {
@@ -42,6 +42,11 @@ macro_rules! table {
             /// The object with this number.
             pub fn get(key: u64) -> Option<Arc<$ty>> {
                 TABLE.lock().as_ref()?.get(&key).cloned()
+            }
+
+            /// Whether there is an object of this kind. Takes no reference, which could be the last to be dropped.
+            pub fn any(is_one: impl Fn(&$ty) -> bool) -> bool {
+                TABLE.lock().as_ref().is_some_and(|t| t.values().any(|v| is_one(v)))
             }
 
             /// Adds an object.
