@@ -52,7 +52,7 @@ pub struct Value {
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// Name of the value.
-    pub name: String,
+    pub name: Arc<str>,
     /// The value; none if it was deleted.
     pub value: Option<Value>,
 }
@@ -132,13 +132,14 @@ pub struct Compacted {
     pub first: u64,
 }
 
-/// All values.
+/// All values. Each change is made in a copy, since somebody always looks at what was before: nothing that is long is
+/// in it by itself, but names and bytes shared with that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kv {
     /// Number of the last change.
     revision: u64,
-    values: BTreeMap<String, Value>,
+    values: BTreeMap<Arc<str>, Value>,
     /// Of all names and values together.
     bytes: usize,
     /// The last changes by number.
@@ -170,7 +171,7 @@ impl Kv {
     pub fn list<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
         let from = self.values.range::<str, _>((Included(prefix), Unbounded));
         let of_prefix = from.take_while(move |(name, _)| name.starts_with(prefix));
-        of_prefix.map(|(name, value)| (name.as_str(), value))
+        of_prefix.map(|(name, value)| (&**name, value))
     }
 
     /// The changes after revision `after` of the names that begin with `prefix`, the oldest first.
@@ -206,7 +207,7 @@ impl Kv {
         if known.is_some_and(|oldest| command.after < oldest.saturating_sub(1)) {
             return Err(Refusal::Forgotten);
         }
-        let is = self.values.get(name);
+        let is = self.values.get(name.as_str());
         let revision = is.map_or(0, |v| v.revision);
         if command.expected.is_some_and(|wanted| wanted != revision) {
             return Err(Refusal::Differs { revision });
@@ -229,11 +230,11 @@ impl Kv {
             bytes: bytes.into(),
             revision,
         });
+        let name: Arc<str> = name.as_str().into();
         match &value {
-            Some(value) => self.values.insert(name.clone(), value.clone()),
-            None => self.values.remove(name),
+            Some(value) => self.values.insert(Arc::clone(&name), value.clone()),
+            None => self.values.remove(&name),
         };
-        let name = name.clone();
         self.remember(command.id, Change { name, value });
         Ok(revision)
     }

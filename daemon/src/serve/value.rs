@@ -153,7 +153,7 @@ impl Connection {
 /// The changes after a revision.
 fn changes(kv: &Kv, after: u64, prefix: &str) -> Result<WatchValuesReply, Compacted> {
     let changes = kv.since(after, prefix)?.map(|(revision, change)| Change {
-        name: change.name.clone(),
+        name: change.name.to_string(),
         value: change.value.as_ref().map(|v| v.bytes.to_vec()),
         revision,
     });

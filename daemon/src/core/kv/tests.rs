@@ -102,7 +102,7 @@ fn changes_since_a_revision_are_told_until_they_are_too_old() {
     b.delete("a", None);
     let told: Vec<_> = b.kv.since(1, "").unwrap().collect();
     assert_eq!(told.len(), 2);
-    assert_eq!((told[0].0, told[0].1.name.as_str()), (2, "b"));
+    assert_eq!((told[0].0, &*told[0].1.name), (2, "b"));
     assert_eq!((told[1].0, &told[1].1.value), (3, &None));
     assert_eq!(b.kv.since(1, "b").unwrap().count(), 1);
     assert_eq!(b.kv.since(99, "").unwrap().count(), 0);
@@ -203,7 +203,7 @@ proptest! {
             match change.value.clone() {
                 Some(value) => {
                     prop_assert_eq!(value.revision, revision);
-                    known.insert(change.name.clone(), value);
+                    known.insert(Arc::clone(&change.name), value);
                 }
                 None => drop(known.remove(&change.name)),
             }
