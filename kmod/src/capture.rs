@@ -7,8 +7,8 @@
 
 use crate::files;
 use crate::id::NodeId;
-use crate::pager::Range;
 use crate::puppet::{act_of, puppets, Call, Next, Puppet, SLOT_BYTES};
+use crate::source::Range;
 use crate::sys::mm::{self, Content, Memory, Vma, PAGE};
 use crate::sys::task::{self, Action, Facts, SigInfo, TaskRef, ThreadState, When};
 use crate::uapi::{FileId, Reason};

@@ -60,7 +60,7 @@ mod tests {
     }
 
     impl Source {
-        /// The first page goes at once, the others behind what is urgent, as `pager` has it.
+        /// The first page goes at once, the others behind what is urgent, as `source` has it.
         fn answer(&mut self, first: u64, count: u64) {
             let last = (first + count).min(PAGES);
             self.urgent.push_back(Frame::Pages(vec![first]));

@@ -26,9 +26,9 @@ use crate::ctl;
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
 use crate::node::say;
-use crate::pager::Source;
 use crate::process::{self, processes, Place, Process};
 use crate::puppet::{Call, Puppet};
+use crate::source::{sources, Source};
 use crate::stat::{self, Counter};
 use crate::sys::mm::Memory;
 use crate::sys::task::{self, Facts, SigInfo, TaskRef};
@@ -544,7 +544,7 @@ fn send_image(m: &Leaving, image: &[u8], home: NodeId) -> Result {
 
 /// The target has taken all pages.
 pub fn pages_taken(peer: NodeId, token: u64, pid: u32) -> Result {
-    let Some(s) = crate::pager::sources::get(token).filter(|s| s.target == peer) else {
+    let Some(s) = sources::get(token).filter(|s| s.target == peer) else {
         return Ok(());
     };
     s.end();
@@ -932,7 +932,7 @@ pub fn peer_dead(peer: NodeId) {
         }
     }
     let mut after = None;
-    while let Some((k, s)) = crate::pager::sources::next(after) {
+    while let Some((k, s)) = sources::next(after) {
         after = Some(k);
         if s.target == peer {
             s.end();

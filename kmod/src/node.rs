@@ -5,7 +5,7 @@
 use crate::id::NodeId;
 use crate::link::{self, Urgency};
 use crate::wire::{Class, Kind};
-use crate::{files, mover, pager, process};
+use crate::{files, mover, pager, process, source};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 
@@ -34,7 +34,11 @@ pub fn say(to: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
 
 /// A frame of the memory class or of bulk has arrived. Called by a link's receiver: what takes long is done elsewhere.
 pub fn memory_frame(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) {
-    warn(peer, kind, pager::frame(peer, class, kind, payload));
+    let r = match kind {
+        Kind::PageRequest | Kind::PagesAll => source::frame(peer, kind, payload),
+        _ => pager::frame(peer, class, kind, payload),
+    };
+    warn(peer, kind, r);
 }
 
 /// The same for the control class. The payload may be taken.

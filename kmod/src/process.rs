@@ -7,8 +7,9 @@
 //! Lock order: a process's `state` is taken with nothing else held, and for moments only.
 
 use crate::id::NodeId;
-use crate::pager::{Pager, Source};
+use crate::pager::Pager;
 use crate::puppet::{act_of, puppets, Call, Next, Puppet};
+use crate::source::Source;
 use crate::stat::{self, Counter};
 use crate::sys::mm;
 use crate::sys::task::{self, SigInfo, TaskRef, Usage};

@@ -40,6 +40,7 @@ pub mod params;
 pub mod pids;
 pub mod process;
 pub mod puppet;
+pub mod source;
 pub mod stat;
 
 module! {
@@ -77,7 +78,7 @@ impl kernel::Module for Ssi {
         puppet::puppets::init();
         process::processes::init();
         pager::pagers::init();
-        pager::sources::init();
+        source::sources::init();
         mover::leaving::init();
         mover::arriving::init();
         let _pool = sys::work::Pool::new()?;
