@@ -3,50 +3,46 @@
 //! The cluster as one: what may be asked of any node about any process, answered here or by the
 //! node that knows.
 
+mod moves;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ssi::id::NodeId;
-use ssi::uapi::Reason;
 
+pub use self::moves::About;
 use crate::arrive::Arrivals;
 use crate::audit::{self, Audit};
 use crate::config::Node;
 use crate::core::health::View;
 use crate::core::hlc::Stamp;
-use crate::core::liveness::State;
-use crate::core::migrate::Phase;
 use crate::core::offence::Offence;
 use crate::core::policy::Policy;
-use crate::core::route::{MAX_HOPS, Route, route};
 use crate::core::state::Refusal;
 use crate::core::tie::Ties;
 use crate::council::Council;
 use crate::daemon::Parts;
-use crate::depart::{Departures, Order, failure};
+use crate::depart::{Departures, failure};
 use crate::digest::Digests;
 use crate::failure::Failure;
 use crate::kmod::{self, Event, Kmod};
 use crate::msg::{
-    self, Answer, Done, Failed, Host, List, Look, Migrate, Migrated, Movable, Place, Process,
-    Processes, Record, Records, Request, Seen, SeenNode,
+    self, Answer, Done, Failed, List, Look, Movable, Place, Process, Processes, Record, Records,
+    Request, Seen, SeenNode,
 };
 use crate::net::Net;
 use crate::peer::task::Waiting;
-use crate::peer::{Input, Peer, Replies, Service};
-use crate::proc::{self, Mark};
+use crate::peer::{Input, Replies, Service};
+use crate::proc;
 use crate::roster::Roster;
 use crate::survey;
-use crate::user::User;
 
 /// Longest wait for a list or a verdict of another node.
 const ASK_IN: Duration = Duration::from_secs(10);
 /// Longest wait for what another node sees.
 const LOOK_IN: Duration = Duration::from_secs(3);
-/// Longest wait between two answers of a node that moves a process.
-const MIGRATE_IN: Duration = Duration::from_secs(900);
 
 /// The cluster, seen from this node.
 #[derive(Debug)]
@@ -59,31 +55,6 @@ pub struct Cluster {
     audit: Arc<Audit>,
     council: OnceLock<Arc<Council>>,
 }
-
-/// What a move or a question about one is about.
-#[derive(Clone, Copy, Debug)]
-pub struct About {
-    /// The process.
-    pub pid: u32,
-    /// Who asks.
-    pub user: User,
-    /// How often the question may be passed on.
-    pub hops: u32,
-}
-
-impl About {
-    /// Asked on this node.
-    pub fn new(pid: u32, user: User) -> Self {
-        Self {
-            pid,
-            user,
-            hops: MAX_HOPS,
-        }
-    }
-}
-
-/// Is told the phases of a migration by name.
-pub type OnPhase<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 impl Cluster {
     /// With this node alone; a peer that is silent for `dead_after` is declared dead.
@@ -216,203 +187,6 @@ impl Cluster {
     /// This node.
     pub fn own(&self) -> NodeId {
         self.roster().own()
-    }
-
-    async fn route(&self, pid: u32) -> Result<Route, Failure> {
-        let record = self
-            .module
-            .process(pid)
-            .await
-            .map_err(|e| failure(pid, e))?;
-        Ok(route(self.own(), pid, record.as_ref(), proc::exists))
-    }
-
-    /// The peer to pass a question on to.
-    fn next(&self, about: About, node: NodeId) -> Result<Peer, Failure> {
-        if about.hops == 0 {
-            return Err(Failure::Unavailable(format!(
-                "process {} moves about too much to be found",
-                about.pid
-            )));
-        }
-        // A number of a node that the cluster does not have is nobody's.
-        self.roster()
-            .peer(node)
-            .ok_or(Failure::NoProcess(about.pid))
-    }
-
-    /// Checks that the process may be moved by the one who asks.
-    fn permitted(&self, about: About) -> Result<(), Failure> {
-        if !proc::exists(about.pid) {
-            return Err(Failure::NoProcess(about.pid));
-        }
-        if about.user.is_admin || proc::belongs_to(about.pid, about.user.uid) {
-            Ok(())
-        } else {
-            Err(Failure::NotPermitted(about.pid))
-        }
-    }
-
-    /// Moves a process, wherever it runs.
-    ///
-    /// # Errors
-    /// Why it did not move, or why nobody knows.
-    pub async fn migrate(
-        &self,
-        about: About,
-        to: NodeId,
-        wait: bool,
-        on_phase: OnPhase<'_>,
-    ) -> Result<Migrated, Failure> {
-        match self.route(about.pid).await? {
-            Route::Here => self.migrate_from_here(about, to, wait, on_phase).await,
-            Route::Node(node) => {
-                let peer = self.next(about, node)?;
-                let request = Migrate {
-                    pid: about.pid,
-                    to: to.get().into(),
-                    uid: about.user.uid,
-                    is_admin: about.user.is_admin,
-                    hops: about.hops - 1,
-                    wait,
-                };
-                let mut answers = peer.ask(Request::Migrate(request)).await?;
-                loop {
-                    match tokio::time::timeout(MIGRATE_IN, answers.recv()).await {
-                        Ok(Some(Answer::Progress(p))) => on_phase(&p.phase),
-                        Ok(Some(Answer::Migrated(m))) => return Ok(m),
-                        Ok(Some(Answer::Failed(f))) => return Err(f.into()),
-                        _ => {
-                            return Err(Failure::Unavailable(format!(
-                                "lost contact with {node}; the move may still succeed"
-                            )));
-                        }
-                    }
-                }
-            }
-            Route::TooOld => Err(Failure::refused(Reason::TooOld, "")),
-            Route::Nowhere => Err(Failure::NoProcess(about.pid)),
-        }
-    }
-
-    async fn migrate_from_here(
-        &self,
-        about: About,
-        to: NodeId,
-        wait: bool,
-        on_phase: OnPhase<'_>,
-    ) -> Result<Migrated, Failure> {
-        let result = self.move_from_here(about, to, wait, on_phase).await;
-        self.audit.record(audit::Event::Migrate {
-            pid: about.pid,
-            to: to.get(),
-            uid: about.user.uid,
-            outcome: outcome(&result, audit::MOVED),
-        });
-        result
-    }
-
-    async fn move_from_here(
-        &self,
-        about: About,
-        to: NodeId,
-        wait: bool,
-        on_phase: OnPhase<'_>,
-    ) -> Result<Migrated, Failure> {
-        let pid = about.pid;
-        let seen = Mark::now(pid).ok_or(Failure::NoProcess(pid))?;
-        let target = self.may_go(about, to)?;
-        self.module.why(pid).await.map_err(|e| failure(pid, e))?;
-        let home = NodeId::of_pid(pid).ok_or(Failure::NoProcess(pid))?;
-        let order = Order {
-            pid,
-            home,
-            from: self.own(),
-            to,
-            limited: (!about.user.is_admin).then_some(about.user.uid),
-            wait,
-        };
-        let result = self
-            .departures
-            .migrate(order, seen, &target, &|phase: Phase| on_phase(phase.name()))
-            .await;
-        match &result {
-            Ok(m) => tracing::info!(pid, %to, downtime_us = m.committed_us, "process moved"),
-            Err(f) => tracing::info!(pid, %to, "process not moved: {f}"),
-        }
-        result
-    }
-
-    /// Whether a process that runs here may go to `to`, as far as that can be told without the
-    /// module.
-    fn may_go(&self, about: About, to: NodeId) -> Result<Peer, Failure> {
-        self.permitted(about)?;
-        if self.roster().with_ties(|ties| ties.is_fenced()) {
-            return Err(Failure::refused(
-                Reason::NoMajority,
-                format!("{} is cut off", self.own()),
-            ));
-        }
-        if to == self.own() {
-            return Err(Failure::refused(Reason::AlreadyThere, ""));
-        }
-        let target = self
-            .roster()
-            .peer(to)
-            .ok_or_else(|| Failure::NoNode(to.to_string()))?;
-        if target.state() != State::Up {
-            return Err(Failure::refused(
-                Reason::NoLink,
-                format!("{to} is {}", target.state_name()),
-            ));
-        }
-        Ok(target)
-    }
-
-    /// Whether a process would move; returns the node that runs it.
-    ///
-    /// # Errors
-    /// Why it would not.
-    pub async fn why(&self, about: About, to: Option<NodeId>) -> Result<NodeId, Failure> {
-        match self.route(about.pid).await? {
-            Route::Here => {
-                let target = match to {
-                    Some(to) => Some(self.may_go(about, to)?),
-                    None => self.permitted(about).map(|()| None)?,
-                };
-                self.module
-                    .why(about.pid)
-                    .await
-                    .map_err(|e| failure(about.pid, e))?;
-                if let (Some(target), Some(home)) = (target, NodeId::of_pid(about.pid)) {
-                    let request = Host {
-                        home: home.get().into(),
-                        uids: proc::acts_as(about.pid),
-                    };
-                    target.ask_once(Request::Host(request), ASK_IN).await?;
-                }
-                Ok(self.own())
-            }
-            Route::Node(node) => {
-                let peer = self.next(about, node)?;
-                let request = Migrate {
-                    pid: about.pid,
-                    to: to.map_or(0, |n| n.get().into()),
-                    uid: about.user.uid,
-                    is_admin: about.user.is_admin,
-                    hops: about.hops - 1,
-                    wait: false,
-                };
-                match peer.ask_once(Request::Why(request), ASK_IN).await? {
-                    Answer::Movable(m) => {
-                        msg::node(m.node).ok_or_else(|| Failure::unreachable(node))
-                    }
-                    _ => Err(Failure::unreachable(node)),
-                }
-            }
-            Route::TooOld => Err(Failure::refused(Reason::TooOld, "")),
-            Route::Nowhere => Err(Failure::NoProcess(about.pid)),
-        }
     }
 
     /// The counters of this node's module, by name.
@@ -610,15 +384,20 @@ impl Cluster {
             Request::Migrate(m) => match msg::node(m.to) {
                 None => Err(Failure::NoNode(m.to.to_string())),
                 Some(to) => self
-                    .migrate(about(&m), to, m.wait, &|phase| replies.progress(phase))
+                    .migrate(About::passed_on(&m), to, m.wait, &|phase| {
+                        replies.progress(phase)
+                    })
                     .await
                     .map(Answer::Migrated),
             },
-            Request::Why(m) => self.why(about(&m), msg::node(m.to)).await.map(|node| {
-                Answer::Movable(Movable {
-                    node: node.get().into(),
-                })
-            }),
+            Request::Why(m) => self
+                .why(About::passed_on(&m), msg::node(m.to))
+                .await
+                .map(|node| {
+                    Answer::Movable(Movable {
+                        node: node.get().into(),
+                    })
+                }),
         };
         let answer = answer.unwrap_or_else(|f| Answer::Failed(Failed::from(&f)));
         replies.finish(answer).await;
@@ -630,17 +409,6 @@ fn outcome<T>(result: &Result<T, Failure>, done: &str) -> String {
     match result {
         Ok(_) => done.to_owned(),
         Err(f) => f.to_string(),
-    }
-}
-
-fn about(m: &Migrate) -> About {
-    About {
-        pid: m.pid,
-        user: User {
-            uid: m.uid,
-            is_admin: m.is_admin,
-        },
-        hops: m.hops.min(MAX_HOPS),
     }
 }
 
