@@ -22,7 +22,7 @@ fn wanted(nodes: usize) -> usize {
     }
 }
 
-/// Who of `nodes` should vote, when `voters` do now and those that `is_up` are there. Who votes
+/// Who of `nodes` should vote, when `voters` do now and those that `is_up` may. Who votes
 /// goes on as long as it is up; who is not is replaced by one that is, and stays if there is none.
 /// `leader` is the last to lose its vote.
 pub fn choose(

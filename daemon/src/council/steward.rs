@@ -94,7 +94,14 @@ impl Council {
         let nodes: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
         let mut able = nodes.clone();
         able.retain(|n| Some(*n) != not && !state.is_quarantined(*n));
-        let chosen = voters::choose(&able, &status.voters, self.own, |n| self.is_up(&cluster, n));
+        // Who votes does so until it is declared dead: for a silence that may be over soon no other gets the
+        // vote, nor what opens the key of the authority.
+        let is_there = |n: NodeId| {
+            let member = state.nodes.get(&n);
+            member.is_some_and(|m| m.presence.current().is_some())
+                && (status.voters.contains(&n) || self.is_up(&cluster, n))
+        };
+        let chosen = voters::choose(&able, &status.voters, self.own, is_there);
         let learners: BTreeSet<NodeId> = nodes.difference(&chosen).copied().collect();
         // Who is new hears what there is before it votes.
         let heard: BTreeSet<NodeId> = status.voters.union(&status.learners).copied().collect();

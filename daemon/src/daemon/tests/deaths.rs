@@ -183,3 +183,20 @@ fn a_fenced_node_has_no_links_until_it_is_let_free() {
         n1.state(2) == "up" && n2.state(1) == "up"
     });
 }
+
+#[test]
+fn who_votes_and_is_silent_votes_until_it_is_declared_dead() {
+    let (_machines, [one, two, three, four]) = formed();
+    let voters = || one.council().status().voters;
+    assert_eq!(voters(), [1, 2, 3].map(id).into());
+    drop(three);
+    wait_for("silence", || one.state(3) == "silent");
+    wait_for("its death", || {
+        let now = voters();
+        let is_dead = presence(&one, 3).current().is_none();
+        assert!(is_dead || now.contains(&id(3)), "{now:?}");
+        is_dead
+    });
+    wait_for("the fourth votes", || voters() == [1, 2, 4].map(id).into());
+    drop((two, four));
+}
