@@ -317,6 +317,52 @@ fn wrong_credentials_are_refused() {
     assert!(matches!(load(&foreign), Err(Error::OtherAuthority)));
 }
 
+/// Who offers less, as a server or a client, is not spoken with, though all else of it is right.
+#[test]
+fn whoever_offers_another_key_exchange_or_cipher_is_not_spoken_with() {
+    use rustls::{AlertDescription, Error, PeerIncompatible};
+    let (authority, pem) = Authority::new("here").unwrap();
+    let own = certify(&authority, 1, Validity::default());
+    let ours = identity(&own, &[&pem], &[], &pem);
+    let groups = [
+        aws_lc_rs::kx_group::X25519,
+        aws_lc_rs::kx_group::SECP256R1,
+        aws_lc_rs::kx_group::SECP384R1,
+        aws_lc_rs::kx_group::MLKEM768,
+    ];
+    let of_groups = groups.map(|group| CryptoProvider {
+        kx_groups: vec![group],
+        ..(*provider()).clone()
+    });
+    let suites = [
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let of_suites = suites.map(|suite| CryptoProvider {
+        cipher_suites: vec![suite],
+        ..(*provider()).clone()
+    });
+    for other in of_groups.into_iter().chain(of_suites) {
+        let what = format!("{:?} {:?}", other.kx_groups, other.cipher_suites);
+        let theirs = identity_with(Arc::new(other), &own, &[&pem], &[], &pem);
+        for (client, server) in [(&theirs, &ours), (&ours, &theirs)] {
+            let shaken = shake(&client.client, &server.server, 1);
+            assert!(
+                matches!(
+                    shaken,
+                    Err(Error::PeerIncompatible(
+                        PeerIncompatible::NoKxGroupsInCommon
+                            | PeerIncompatible::NoCipherSuitesInCommon
+                    ) | Error::AlertReceived(AlertDescription::HandshakeFailure))
+                ),
+                "{what}: {:?}",
+                shaken.err()
+            );
+        }
+    }
+    assert!(shake(&ours.client, &ours.server, 1).is_ok());
+}
+
 /// A figure, not a test: what the key exchange that no quantum computer breaks costs beside the one that was
 /// usual. `make bench` runs it, optimised.
 #[test]

@@ -240,3 +240,26 @@ fn one_that_accuses_all_others_has_nobody_put_away() {
         }
     }
 }
+
+#[test]
+fn a_node_of_another_version_is_not_spoken_with() {
+    let (machines, all) = formed::<3>();
+    let runtime = Runtime::new().unwrap();
+    let other = Preface {
+        version: msg::VERSION + 1,
+        ..preface(2, Purpose::Control)
+    };
+    let said = format!(
+        "n2 speaks version {} of the protocol, this node version {}",
+        msg::VERSION + 1,
+        msg::VERSION
+    );
+    let none: Option<&Envelope> = None;
+    wait_for("a record of it", || {
+        runtime.block_on(speak(&machines, &other, none));
+        let records = all[2].records();
+        records.contains("connection-refused") && records.contains(&said)
+    });
+    // That is no offence.
+    assert!(!all[2].records().contains("\"event\":\"offence\""));
+}
