@@ -115,7 +115,13 @@ pub async fn run(config: Config, reload: Reload, mut sockets: Sockets) -> Result
     let equipment = Equipment {
         stubs: Arc::clone(&stubs),
         audit: Arc::clone(&audit),
-        facts,
+        facts: Box::new(move || {
+            let facts = facts.clone();
+            Box::pin(async move {
+                let wire = Kmod::wire_version().await?;
+                Ok(Facts { wire, ..facts })
+            })
+        }),
         open_module: Box::new(|node| Box::pin(Kmod::open(node))),
         timing: Timing::default(),
         sockets: Mutex::new(sockets),

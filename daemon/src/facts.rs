@@ -19,7 +19,7 @@ const FEATURES: &str = "\
     sha_ni sm3 sm4 sse4_1 sse4_2 sse4a ssse3 tbm tsxldtrk user_shstk vaes vpclmulqdq waitpkg wbnoinvd xgetbv1 xop \
     xsave xsavec xsaveopt";
 
-/// Reads them.
+/// Reads all of them that do not change while the machine runs.
 ///
 /// # Errors
 /// When `/proc` or `uname` does not tell.
@@ -28,7 +28,8 @@ pub fn read() -> io::Result<Facts> {
     let text = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
     Ok(Facts {
         kernel: format!("{} {}", text(name.release()), text(name.version())),
-        wire: ssi::wire::VERSION.into(),
+        // The module's to tell, which may not be loaded yet.
+        wire: 0,
         features: features(&fs::read_to_string("/proc/cpuinfo")?),
         xfeatures: sys::xfeatures(),
         dead_after_ms: 0,

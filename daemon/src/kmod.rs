@@ -141,6 +141,15 @@ impl Channel for Family {
     }
 }
 
+/// Checks the version of the protocol that the module says it speaks.
+fn same_version(module: u32) -> Result<(), Error> {
+    let daemon = u32::from(uapi::VERSION);
+    match module == daemon {
+        true => Ok(()),
+        false => Err(Error::Version { module, daemon }),
+    }
+}
+
 /// A handle to the module.
 #[derive(Clone, Debug)]
 pub struct Kmod {
@@ -207,6 +216,31 @@ impl Kmod {
         }
     }
 
+    /// The version of what the loaded module says to those of other nodes. It stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::NotLoaded`], [`Error::Version`].
+    pub async fn wire_version() -> Result<u32, Error> {
+        let (family, _) = Family::resolve(uapi::FAMILY, uapi::EVENTS, uapi::VERSION, ANSWER_IN)
+            .map_err(Error::NotLoaded)?;
+        Self::with(Arc::new(family)).ask_wire_version().await
+    }
+
+    async fn ask_wire_version(&self) -> Result<u32, Error> {
+        let command = Cmd::Hello;
+        let answer = self
+            .call(command, &|w| {
+                // No module has that.
+                w.u32(Attr::Version, 0)?;
+                w.u32(Attr::Node, 1)
+            })
+            .await?;
+        let wrong = |what| Error::Protocol { command, what };
+        let answer = Attrs::parse(&answer).map_err(wrong)?;
+        same_version(answer.u32(Attr::Version).map_err(wrong)?)?;
+        answer.u32(Attr::Wire).map_err(wrong)
+    }
+
     async fn hello(&self, node: NodeId) -> Result<(), Error> {
         let command = Cmd::Hello;
         let answer = self
@@ -234,11 +268,7 @@ impl Kmod {
         let module = Attrs::parse(&answer)
             .and_then(|a| a.u32(Attr::Version))
             .map_err(wrong)?;
-        let daemon = u32::from(uapi::VERSION);
-        if module != daemon {
-            return Err(Error::Version { module, daemon });
-        }
-        Ok(())
+        same_version(module)
     }
 
     /// Hands down a connected socket.

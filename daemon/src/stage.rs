@@ -36,14 +36,18 @@ pub type Opened = Result<(Kmod, mpsc::Receiver<Event>), kmod::Error>;
 pub type OpenModule =
     Box<dyn Fn(NodeId) -> Pin<Box<dyn Future<Output = Opened> + Send>> + Send + Sync>;
 
+/// Tells what this machine is made of, its module too.
+pub type ReadFacts =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Facts, kmod::Error>> + Send>> + Send + Sync>;
+
 /// What does not change when this machine joins a cluster or leaves it.
 pub struct Equipment {
     /// Of the stubs that processes arrive in.
     pub stubs: Arc<Stubs>,
     /// Where everything is accounted for.
     pub audit: Arc<Audit>,
-    /// What this machine is made of.
-    pub facts: Facts,
+    /// Tells what this machine is made of.
+    pub facts: ReadFacts,
     /// The way to the module.
     pub open_module: OpenModule,
     /// How long agreeing takes.
@@ -175,7 +179,7 @@ impl Stage {
             module,
             stubs: Arc::clone(&e.stubs),
             audit: Arc::clone(&e.audit),
-            facts: e.facts.clone(),
+            facts: (e.facts)().await?,
         };
         let mut tasks = JoinSet::new();
         let place = daemon::Place {
@@ -237,7 +241,7 @@ impl Stage {
             others: Vec::new(),
         };
         let name = charter.name.unwrap_or_else(|| "unum".to_owned());
-        let facts = self.equipment.facts.clone();
+        let facts = (self.equipment.facts)().await.map_err(|e| failed(&e))?;
         let founding = Founding::new(&name, seat, facts, self.config.certificate_life)
             .map_err(|e| failed(&e))?;
         // What an earlier try has left.
@@ -286,7 +290,7 @@ impl Stage {
             name: invitation.node_name,
             addr: addr.map(|text| self.address(text)).transpose()?,
             port: self.config.port,
-            facts: self.equipment.facts.clone(),
+            facts: (self.equipment.facts)().await.map_err(|e| failed(&e))?,
         };
         let (admitted, addr) = join::ask(bid).await?;
         let strange = || usage("the cluster answers what makes no sense");

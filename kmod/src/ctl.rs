@@ -2,15 +2,15 @@
 
 //! What ssid asks of the module, and what the module tells it.
 //!
-//! A Hello of another [`uapi::VERSION`] is answered with ours alone and changes nothing, so that
-//! ssid can name both. Every other command is `ENXIO` before Hello.
+//! A Hello of another [`uapi::VERSION`] is answered with our versions alone and changes nothing, so that
+//! ssid can name both, and ask before this is a node. Every other command is `ENXIO` before Hello.
 
 use crate::id::NodeId;
 use crate::pids::Range;
 use crate::sys::genl::{self, Registration, Request};
 use crate::sys::slot::Slot;
 use crate::uapi::{self, Attr, Attrs, Cmd, FileId, Reason, Writer};
-use crate::wire::Class;
+use crate::wire::{self, Class};
 use crate::{link, mover, process, stat};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
@@ -183,7 +183,7 @@ pub fn handle(req: &Request<'_>) -> Result {
 fn hello(control: &Control, req: &Request<'_>, a: &Attrs<'_>) -> Result {
     let (version, node) = (a.u32(Attr::Version)?, a.node(Attr::Node)?);
     if version != uapi::VERSION.into() {
-        return answer(req, |w| w.u32(Attr::Version, uapi::VERSION.into()));
+        return answer(req, versions);
     }
     {
         let mut known = control.node.lock();
@@ -204,10 +204,15 @@ fn hello(control: &Control, req: &Request<'_>, a: &Attrs<'_>) -> Result {
         }
     }
     answer(req, |w| {
-        w.u32(Attr::Version, uapi::VERSION.into())?;
+        versions(w)?;
         w.u32(Attr::Node, node.get().into())?;
         w.u64(Attr::Incarnation, control.incarnation)
     })
+}
+
+fn versions(w: &mut Writer<'_>) -> Attributes {
+    w.u32(Attr::Version, uapi::VERSION.into())?;
+    w.u32(Attr::Wire, wire::VERSION.into())
 }
 
 fn verdict(req: &Request<'_>, v: &mover::Answer) -> Result {

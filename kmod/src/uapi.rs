@@ -18,7 +18,7 @@ pub const FAMILY: &str = "ssi";
 /// The multicast group that carries the module's events.
 pub const EVENTS: &str = "events";
 /// Version of this protocol. ssid refuses a module that says another number.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The control device of the module: stubs become guests through it.
 pub const DEVICE: &str = "/dev/ssi";
@@ -33,7 +33,8 @@ pub const BECOME: u32 = 0xb501;
 pub enum Cmd {
     /// First word of ssid: [`Attr::Version`], [`Attr::Node`]. Gives the module its node id and so
     /// its PID range. Repeating it with the same id is fine; another id is `EBUSY`.
-    /// Answer: [`Attr::Version`], [`Attr::Node`], [`Attr::Incarnation`].
+    /// Answer: [`Attr::Version`], [`Attr::Wire`], [`Attr::Node`], [`Attr::Incarnation`]; the first two
+    /// alone, and nothing else, when the version that was said is another than the module's.
     Hello = 1,
     /// Hand down a connected socket: [`Attr::Peer`], [`Attr::Class`], [`Attr::Fd`].
     /// Replaces the socket of that peer and class, if any, without losing a frame.
@@ -128,6 +129,8 @@ pub enum Attr {
     Report = 15,
     /// Array of `u64` little endian counters, see [`STATS`].
     Stats = 16,
+    /// `u32`: [`crate::wire::VERSION`], of what the module says to others.
+    Wire = 17,
 }
 
 /// Names of the counters in [`Attr::Stats`], in their order.

@@ -25,13 +25,13 @@ import time
 ME, PEER = 1, 2
 CLASSES = CONTROL, MEMORY, BULK = 0, 1, 2
 WIRE_VERSION = 2
-UAPI_VERSION = 2
+UAPI_VERSION = 3
 RANGE, ALIASES, GUARD = 1 << 17, 32768, 1024
 BULK_BYTES = 1 << 18
 
 HELLO, LINK, UNLINK, PEER_DEAD, MIGRATE, WHY, PS, CANCEL, STAT = range(1, 10)
 LINK_DOWN, RENEW = 32, 35
-A_VERSION, A_NODE, A_INCARNATION, A_PEER, A_CLASS, A_FD, A_PID, A_ERRNO, A_STATS = 1, 2, 3, 4, 5, 6, 7, 14, 16
+A_VERSION, A_NODE, A_INCARNATION, A_PEER, A_CLASS, A_FD, A_PID, A_ERRNO, A_STATS, A_WIRE = 1, 2, 3, 4, 5, 6, 7, 14, 16, 17
 U64S = {A_INCARNATION}
 
 K_HELLO, K_ACK, K_SIGNAL, K_PAGES = 1, 2, 23, 49
@@ -356,7 +356,7 @@ def test_commands_before_hello(genl):
     refused(errno.EINVAL, genl.raw, HELLO, struct.pack("HH", 400, A_NODE) + bytes(8))
     refused(errno.EINVAL, genl.call, HELLO, version=UAPI_VERSION, node=0)
     refused(errno.EINVAL, genl.call, HELLO, version=UAPI_VERSION, node=32)
-    assert genl.call(HELLO, version=77, node=ME) == {A_VERSION: UAPI_VERSION}
+    assert genl.call(HELLO, version=77, node=ME) == {A_VERSION: UAPI_VERSION, A_WIRE: WIRE_VERSION}
     refused(errno.ENXIO, genl.raw, STAT)
 
 
@@ -384,7 +384,7 @@ def test_hello_checks_numbers(genl):
 
 def test_hello(genl):
     answer = genl.call(HELLO, version=UAPI_VERSION, node=ME)
-    assert answer[A_VERSION] == UAPI_VERSION and answer[A_NODE] == ME and answer[A_INCARNATION]
+    assert answer[A_VERSION] == UAPI_VERSION and answer[A_WIRE] == WIRE_VERSION and answer[A_NODE] == ME and answer[A_INCARNATION]
     assert genl.call(HELLO, version=UAPI_VERSION, node=ME) == answer
     refused(errno.EBUSY, genl.call, HELLO, version=UAPI_VERSION, node=PEER)
 

@@ -129,10 +129,13 @@ fn stage(
     let equipment = Equipment {
         stubs: Arc::new(Stubs::new("/dev/null").expect("a stub")),
         audit: Arc::new(Audit::open(&dir.join("audit"), 0).expect("a log")),
-        facts: Facts {
-            kernel: "7.3.4".to_owned(),
-            ..Facts::default()
-        },
+        facts: Box::new(|| {
+            let facts = Facts {
+                kernel: "7.3.4".to_owned(),
+                ..Facts::default()
+            };
+            Box::pin(std::future::ready(Ok(facts)))
+        }),
         open_module: Box::new(move |_| {
             let module = module();
             // Nothing is ever reported.

@@ -97,6 +97,30 @@ async fn another_version_is_refused_by_both_numbers() {
     );
 }
 
+/// Speaks our protocol, and to others as nobody does.
+#[derive(Debug)]
+struct Ours;
+
+impl Channel for Ours {
+    fn request(&self, _: Cmd, asked: Vec<u8>) -> Result<Vec<u8>, netlink::Error> {
+        // Whoever says this one becomes a node.
+        let asked = Attrs::parse(&asked).unwrap().u32(Attr::Version).unwrap();
+        assert_ne!(asked, u32::from(uapi::VERSION));
+        Ok(attrs(&|w| {
+            w.u32(Attr::Version, u32::from(uapi::VERSION))?;
+            w.u32(Attr::Wire, 99)
+        }))
+    }
+}
+
+#[tokio::test]
+async fn the_module_says_what_it_speaks_to_others() {
+    let told = Kmod::with(Arc::new(Ours)).ask_wire_version().await;
+    assert_eq!(told.unwrap(), 99);
+    let other = Kmod::with(Arc::new(Newer)).ask_wire_version().await;
+    assert!(matches!(other, Err(Error::Version { module: 77, .. })));
+}
+
 proptest! {
     #[test]
     fn garbage_never_panics(cmd in 30u8..40, bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -3,6 +3,7 @@
 //! Machines come and go.
 
 use super::*;
+use crate::msg::govern::Hello;
 
 #[test]
 fn a_machine_joins_and_leaves_while_everything_runs() {
@@ -121,6 +122,86 @@ fn who_shows_no_good_token_stays_out() {
     assert_eq!(one.council().state().nodes.len(), 1);
     assert!(one.records().contains("no such token"));
     assert!(!one.records().contains(secret));
+}
+
+#[test]
+fn a_machine_that_differs_does_not_join_and_hears_in_what() {
+    let machines = Machines::new(2);
+    let one = machines.start(1);
+    let line = machines.found(&one, 1);
+    let own = facts::read().unwrap();
+    let mut few = own.clone();
+    let lost = few.features.pop_first().unwrap();
+    let others = [
+        (
+            Facts {
+                kernel: "6.1.0 #1".to_owned(),
+                ..own.clone()
+            },
+            "kernel 6.1.0 #1".to_owned(),
+        ),
+        (
+            Facts {
+                wire: own.wire + 1,
+                ..own.clone()
+            },
+            format!("modules of version {}", own.wire + 1),
+        ),
+        (few, format!("lacks {lost}")),
+        (
+            Facts {
+                xfeatures: own.xfeatures | 1 << 40,
+                ..own.clone()
+            },
+            "state".to_owned(),
+        ),
+    ];
+    for (other, what) in others {
+        let two = machines.start_as(2, other);
+        let refused = two.call::<JoinReply>(
+            "Join",
+            json!({
+                "door": line.addr, "token": line.token, "ca_hash": line.ca_hash,
+                "addr": machines.addr(2).to_string(),
+            }),
+        );
+        let said = format!("{:?}", refused.unwrap_err());
+        assert!(
+            said.contains(&what) && said.contains("facts-differ"),
+            "{what:?}: {said}"
+        );
+        assert!(!two.stage.has_seat());
+    }
+    assert_eq!(one.council().state().nodes.len(), 1);
+    // Nothing of these tries stands in its way.
+    let two = machines.start(2);
+    assert_eq!(machines.join(&two, 2, &line), 2);
+}
+
+#[test]
+fn who_speaks_another_version_is_told_both() {
+    let machines = Machines::new(1);
+    let one = machines.start(1);
+    let line = machines.found(&one, 1);
+    let runtime = Runtime::new().unwrap();
+    let theirs: Hello = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(machines.addr(1))
+            .await
+            .unwrap();
+        let client = tls::join_client(line.ca_hash.parse().unwrap()).unwrap();
+        let name = tls::server_name(id(1));
+        let mut session = Session::connect(stream, client, name).await.unwrap();
+        let hello = Hello {
+            version: msg::VERSION + 1,
+            realtime_ns: 0,
+        };
+        session.send(&hello).await.unwrap();
+        let theirs = session.receive().await.unwrap();
+        // And no more.
+        assert!(session.receive::<Hello>().await.is_err());
+        theirs
+    });
+    assert_eq!(theirs.version, msg::VERSION);
 }
 
 #[test]

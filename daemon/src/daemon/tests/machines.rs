@@ -183,7 +183,7 @@ impl Machines {
             let equipment = Equipment {
                 stubs: Arc::new(Stubs::new("/dev/null").unwrap()),
                 audit: Arc::new(Audit::open(&config.audit, 0).unwrap()),
-                facts,
+                facts: Box::new(move || Box::pin(std::future::ready(Ok(facts.clone())))),
                 open_module: Box::new(move |_| {
                     let (sender, events) = mpsc::channel(16);
                     *of_module.events.lock().unwrap() = Some(sender);
