@@ -9,6 +9,8 @@
 //! send of it, while the next leader writes it. That is refused. What no honest node says is an
 //! [`Offence`] as well.
 
+use std::collections::BTreeSet;
+
 use openraft::RaftTypeConfig;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::vote::RaftLeaderId;
@@ -34,6 +36,8 @@ pub(super) struct Here {
     vote: Vote,
     /// The last entry that is in the state.
     applied: Option<LogId>,
+    /// Who votes, as far as the log here says.
+    voters: BTreeSet<u64>,
 }
 
 impl Here {
@@ -41,7 +45,24 @@ impl Here {
         Self {
             vote: metrics.vote,
             applied: metrics.last_applied,
+            voters: metrics.membership_config.voter_ids().collect(),
         }
+    }
+
+    /// Whether `from` wants to lead in a reign that is new here and does not vote, as far as is known here. It may have
+    /// got its vote meanwhile: as long as there is a leader that has a majority, that will come here by it.
+    pub(super) fn usurps(&self, from: NodeId, request: &Request) -> bool {
+        let vote = match request {
+            Request::Append { rpc, .. } => &rpc.vote,
+            Request::Vote(rpc) | Request::PreVote(rpc) => &rpc.vote,
+            Request::Snapshot { vote, .. } => vote,
+            Request::Transfer(_)
+            | Request::Propose(_)
+            | Request::ReadIndex
+            | Request::Extent(_) => return false,
+        };
+        let is_new = vote.leader_id.to_committed() > self.vote.leader_id.to_committed();
+        is_new && !self.voters.is_empty() && !self.voters.contains(&raft_id(from))
     }
 
     /// The vote given here, unless entries come of that reign or a later one. The library refuses
@@ -155,6 +176,7 @@ pub(super) fn may_answer(request: &Request, answer: &Answer) -> bool {
     let knows = |vote: &Vote| Here {
         vote: *vote,
         applied: None,
+        voters: BTreeSet::new(),
     };
     match (request, answer) {
         (Request::Append { rpc, .. }, Answer::Append(answer)) => match answer {
@@ -189,6 +211,7 @@ mod tests {
         Here {
             vote: serde_json::from_value(vote(3)).unwrap(),
             applied: serde_json::from_value(id(3, 7)).unwrap(),
+            voters: [1, 2].into(),
         }
     }
 
@@ -225,8 +248,25 @@ mod tests {
         let new = Here {
             vote: serde_json::from_value(vote(0)).unwrap(),
             applied: None,
+            voters: BTreeSet::new(),
         };
         assert!(new.accepts(&ask(9 * MAX_LEAP)) && !new.accepts(&ask(u64::MAX)));
+    }
+
+    #[test]
+    fn only_who_votes_begins_a_reign() {
+        let of = |from: u16, request: &Request| here().usurps(NodeId::new(from).unwrap(), request);
+        let next = [append(4, Value::Null, &[], Value::Null), ask(4)];
+        for request in &next {
+            assert!(!of(2, request) && of(3, request));
+        }
+        // This one was elected when it voted still.
+        assert!(!of(3, &append(3, Value::Null, &[], Value::Null)));
+        let new = Here {
+            voters: BTreeSet::new(),
+            ..here()
+        };
+        assert!(!new.usurps(NodeId::new(3).unwrap(), &next[0]));
     }
 
     #[test]

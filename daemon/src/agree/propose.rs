@@ -210,8 +210,11 @@ impl Agreement {
     }
 }
 
-/// Whether a command may go through the log.
-fn fits(command: &Command) -> Result<(), Error> {
+/// Whether a command may go through the log: with many of its kind it fits into a message.
+///
+/// # Errors
+/// [`Error::TooLong`].
+pub(super) fn fits(command: &Command) -> Result<(), Error> {
     let bytes = serde_json::to_vec(command).map_or(usize::MAX, |json| json.len());
     if bytes > carrier::MAX_COMMAND_BYTES {
         return Err(Error::TooLong(bytes));

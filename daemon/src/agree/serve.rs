@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::carrier::{self, Answer, Refusal, Request};
 use super::guard::Here;
+use super::propose::fits;
 use super::{Agreement, Snapshot, Vote, raft_id};
 use crate::core::offence::Offence;
 use crate::core::state::Outcome;
@@ -42,7 +43,14 @@ impl Agreement {
             self.offended(from, offence);
             return refused(Refusal::Bad);
         }
-        if !self.heeds(from, &request) {
+        if !self.heeds(from, &request) || here.usurps(from, &request) && self.status().has_majority
+        {
+            return refused(Refusal::Bad);
+        }
+        if let Request::Propose(command) = &request
+            && fits(command).is_err()
+        {
+            self.offended(from, Offence::ImpossibleRequest);
             return refused(Refusal::Bad);
         }
         if let Request::Append { rpc, .. } = &request

@@ -43,11 +43,8 @@ impl State {
         match command {
             Command::AddToken { .. }
             | Command::DropToken { .. }
-            | Command::Rename { .. }
-            | Command::SetAddr { .. }
             | Command::Cordon { .. }
             | Command::Uncordon { .. }
-            | Command::Revoke { .. }
             | Command::Kv(_) => Ok(()),
             // Who voted until now may be at it still: it had the key of the authority.
             Command::Join { .. } | Command::Renewed { .. } | Command::BeginRotation { .. } => {
@@ -58,7 +55,7 @@ impl State {
             }
             // The clock of the sessions is moved by who leads; one that has just lost the lead may try.
             Command::Lock(lock::Command::Tick { .. }) => refused,
-            Command::Lock(command) => self.owner(command).map_or(Ok(()), of),
+            Command::Lock(command) => self.owners(command).into_iter().try_for_each(of),
             Command::ComeBack { node, .. }
             | Command::Leave { node, .. }
             | Command::Adopted { node, .. }
@@ -69,7 +66,11 @@ impl State {
             // An administrator there may wish it, in vain.
             Command::Pardon { node, .. } if *node == from => refused,
             Command::Pardon { .. } => Ok(()),
-            Command::Found { .. }
+            // There is no way yet to wish for the first three of these.
+            Command::Rename { .. }
+            | Command::SetAddr { .. }
+            | Command::Revoke { .. }
+            | Command::Found { .. }
             | Command::Remove { .. }
             | Command::DeclareDead { .. }
             | Command::ReplaceAuthority { .. }
@@ -77,23 +78,26 @@ impl State {
         }
     }
 
-    /// The node whose session `command` is about, as far as that is known. The numbers of sessions are
-    /// random: a node names only its own.
-    fn owner(&self, command: &lock::Command) -> Option<NodeId> {
-        if let Some(opening) = command.opening() {
-            return Some(opening.owner.node);
-        }
-        let session = match command {
+    /// The nodes whose sessions `command` is about, those that it opens and those that it names, as far as they are
+    /// known. A node names only its own.
+    fn owners(&self, command: &lock::Command) -> Vec<NodeId> {
+        let named = match command {
             lock::Command::Acquire { session, .. }
             | lock::Command::Renew { session }
             | lock::Command::Close { session }
-            | lock::Command::Release { session, .. }
-            | lock::Command::Keep { session, .. }
-            | lock::Command::Reveal { session, .. } => session,
-            lock::Command::Tick { .. } => return None,
+            | lock::Command::Release { session, .. } => vec![*session],
+            lock::Command::Keep {
+                keeper, session, ..
+            }
+            | lock::Command::Reveal {
+                keeper, session, ..
+            } => vec![*keeper, *session],
+            lock::Command::Tick { .. } => Vec::new(),
         };
-        let session = self.locks.session(*session);
-        session.map(|s| s.opening.owner.node)
+        let known = named.into_iter().filter_map(|s| self.locks.session(s));
+        let known = known.map(|s| s.opening.owner.node);
+        let opened = command.opening().map(|o| o.owner.node);
+        opened.into_iter().chain(known).collect()
     }
 }
 
@@ -150,6 +154,51 @@ mod tests {
         };
         assert_eq!(may(&state, 2, &dead), offence(Offence::LeadersWish));
         assert_eq!(may(&state, 3, &dead), offence(Offence::LeadersWish));
+    }
+
+    #[test]
+    fn nobody_takes_the_lock_of_anothers_session_for_its_own() {
+        let mut state = of_nodes(3);
+        state.apply(&lock_of(7, 2, 2));
+        let number = super::super::Unique;
+        let opening = |node: u16, keeps: bool| lock::Opening {
+            owner: lock::Owner {
+                node: id(node),
+                since: node.into(),
+                uid: 0,
+            },
+            parent: None,
+            ttl_ms: 60_000,
+            keeps,
+        };
+        let keep = |node: u16| {
+            Command::Lock(lock::Command::Keep {
+                session: number(7),
+                serial: 9,
+                name: "of-7".to_owned(),
+                keeper: number(8),
+                opening: opening(node, true),
+            })
+        };
+        let reveal = |node: u16| {
+            Command::Lock(lock::Command::Reveal {
+                keeper: number(7),
+                serial: 9,
+                name: "of-7".to_owned(),
+                session: number(9),
+                opening: opening(node, false),
+                token: 1,
+            })
+        };
+        for of in [&keep as &dyn Fn(u16) -> Command, &reveal] {
+            assert_eq!(state.may_propose(id(2), false, &of(2)), Ok(()));
+            for (from, named) in [(3, 3), (3, 2), (2, 3)] {
+                assert_eq!(
+                    state.may_propose(id(from), false, &of(named)),
+                    offence(Offence::AnothersWish)
+                );
+            }
+        }
     }
 
     #[test]
