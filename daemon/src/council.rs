@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use prost::Message;
 use ssi::id::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -48,6 +49,8 @@ const ASK_IN: Duration = Duration::from_secs(20);
 const ASK_AGAIN_IN: Duration = Duration::from_millis(500);
 /// Longest wait for locks to be given up when the daemon ends.
 const GIVE_UP_IN: Duration = Duration::from_secs(1);
+/// Most that a machine has to say of itself to join: four times what the longest names need.
+const MAX_ADMIT_BYTES: usize = 64 << 10;
 /// What the key of the authority is sealed for.
 const SEALED_FOR: &str = "authority";
 
@@ -380,8 +383,7 @@ impl Council {
                 if self.status().leader != Some(from) {
                     return Err(Failure::declined("not-leader", "only who leads says so"));
                 }
-                self.keep_seal(&take.key)
-                    .map_err(|e| Failure::Unavailable(crate::failure::in_full(&e)))?;
+                self.keep_useful_seal(&take.key)?;
                 Ok(Answer::Done(Done {}))
             }
             Request::GiveSeal(_) => self.give_seal(from).map(Answer::Seal),
@@ -471,6 +473,11 @@ impl Council {
     /// # Errors
     /// Why it stays out.
     pub async fn admit(&self, admit: Admit) -> Result<msg::govern::Admitted, Failure> {
+        // Nobody knows yet who it is: it does not get to say more than there is to say.
+        if admit.encoded_len() > MAX_ADMIT_BYTES {
+            let text = "no machine has that much to say of itself".to_owned();
+            return Err(Failure::declined("bad-request", text));
+        }
         if self.has_seal() {
             return self.admit_here(admit).await;
         }

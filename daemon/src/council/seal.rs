@@ -151,16 +151,21 @@ impl Council {
         let Answer::Seal(given) = peer.ask_once(give, GIVEN_IN).await? else {
             return Err(Failure::Unavailable(format!("{from} says something else")));
         };
+        self.keep_useful_seal(&given.key)
+    }
+
+    /// Keeps what another node gave, if it opens the key of the authority: else it would be of no use, and whoever gets
+    /// a vote would have it from here.
+    pub(super) fn keep_useful_seal(&self, key: &[u8]) -> Result<(), Failure> {
         let state = self.state();
         let cluster = state.cluster.as_ref();
         let authority = &cluster
             .ok_or_else(|| Failure::from(Refusal::NotFounded))?
             .authority;
         let useless = |e: &(dyn std::error::Error + 'static)| Failure::Unavailable(in_full(e));
-        // Another would be of no use, and whoever gets a vote would have it from here.
-        let seal = Seal::new(&given.key).map_err(|e| useless(&e))?;
+        let seal = Seal::new(key).map_err(|e| useless(&e))?;
         seal.open(SEALED_FOR, &authority.sealed_key)
             .map_err(|e| useless(&e))?;
-        self.keep_seal(&given.key).map_err(|e| useless(&e))
+        self.keep_seal(key).map_err(|e| useless(&e))
     }
 }
