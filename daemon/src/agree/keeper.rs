@@ -502,9 +502,23 @@ impl Keeper {
         self.inner().note_done(name, &task, &done);
         self.settled.notify_waiters();
         match done {
+            // Its session has ended just now: the lock is its own until its time is over, and then goes back.
+            Err(Error::Refused(Refusal::NotHeld))
+                if matches!(task, Task::Reveal(..)) && self.has(id, name) =>
+            {
+                Ok(())
+            }
             Err(Error::Refused(Refusal::SessionEnded | Refusal::NotHeld)) => self.close().await,
             done => done.map(drop),
         }
+    }
+
+    /// Whether the state, as far as it is known here, has this session keep the lock.
+    fn has(&self, id: Unique, name: &str) -> bool {
+        let states = self.agreement.watch();
+        let state = states.borrow();
+        let session = state.locks.session(id);
+        session.is_some_and(|s| s.held.contains(name))
     }
 
     async fn renew(&self) -> Result<(), Error> {

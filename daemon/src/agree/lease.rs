@@ -191,6 +191,10 @@ impl Session {
 
     /// Has a lock that this node keeps, if it is free.
     fn borrow(&mut self, name: &str, asked: Instant) -> Option<u64> {
+        // It may have ended in the state, which then would not say that it has what it has from here.
+        if self.is_open && self.good_until() <= asked {
+            return None;
+        }
         let holder = Holder {
             id: self.id,
             opening: self.opening,
@@ -348,6 +352,12 @@ impl Session {
     /// See [`Error`].
     pub async fn renew(&mut self) -> Result<(), Error> {
         let now = Instant::now();
+        // First, so that nothing is lent on to a session that has ended. Without a lock that was lent it is for the
+        // state to say whether it ever was.
+        if self.is_open || self.lent.is_empty() {
+            let session = self.id;
+            self.ask(lock::Command::Renew { session }).await?;
+        }
         if let Some(keeper) = self.keeper.clone() {
             for name in self.lent.clone() {
                 let lent = keeper.extend(&name, self.id, now + self.ttl()).await?;
@@ -356,11 +366,6 @@ impl Session {
                     return Err(lock::Refusal::SessionEnded.into());
                 }
             }
-        }
-        // Without a lock that was lent it is for the state to say whether it ever was.
-        if self.is_open || self.lent.is_empty() {
-            let session = self.id;
-            self.ask(lock::Command::Renew { session }).await?;
         }
         self.renewed = now;
         Ok(())

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::agree::keeper::Keeper;
-use crate::agree::lease::{self, Session};
+use crate::agree::lease::{self, Session, keep_time};
 use crate::core::lock::{self, MAX_HELD, Mode, Owner, Refusal};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -275,4 +275,41 @@ async fn what_a_node_does_not_know_that_it_keeps_is_given_up() {
     assert!(got.is_ok(), "{got:?}");
     used.renew().await.unwrap();
     assert!(desk.keeper.holder("a").is_some());
+}
+
+/// One that forgets to renew, and what waits for it, cost nobody else anything.
+#[tokio::test(start_paused = true)]
+async fn who_let_its_session_end_is_lent_nothing_and_others_keep_theirs() {
+    let (_cluster, desks) = desks(31).await;
+    for desk in &desks {
+        tokio::spawn(keep_time(desk.node.clone()));
+    }
+    let desk = &desks[1];
+    let write = Mode::Write;
+    // Both locks are kept by the node.
+    for name in ["a", "b"] {
+        let mut first = desk.session();
+        first.acquire(name, write, None, || true).await.unwrap();
+        first.close().await.unwrap();
+    }
+    let mut good = desk.session();
+    let token = take(&mut good, None).await.unwrap();
+    let mut late = desk.session_for(Duration::from_secs(3));
+    late.acquire("c", write, None, || true).await.unwrap();
+    for _ in 0..3 {
+        sleep(Duration::from_secs(3)).await;
+        good.renew().await.unwrap();
+    }
+    let state = desk.node.read().await.unwrap();
+    assert!(state.locks.session(late.id()).is_none());
+    let refused = late.acquire("b", write, None, || true).await;
+    assert!(
+        matches!(refused, Err(lease::Error::Refused(Refusal::SessionEnded))),
+        "{refused:?}"
+    );
+    let mut other = desks[2].session();
+    let wait = Some(Duration::from_secs(20));
+    other.acquire("b", write, wait, || true).await.unwrap();
+    good.renew().await.unwrap();
+    assert_eq!(desk.keeper.holder("a").map(|(_, token)| token), Some(token));
 }
