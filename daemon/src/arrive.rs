@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::core::expect::{Arrival, Expected};
 use crate::core::policy::Policy;
-use crate::digest::Digests;
+use crate::digest::{Digests, Reading};
 use crate::failure::Failure;
 use crate::kmod::Kmod;
 use crate::msg::{self, Prepare, Prepared};
@@ -106,7 +106,7 @@ impl Arrivals {
 
         let equal = self
             .digests
-            .job(move |digests| {
+            .job(move |reading| {
                 for dir in &dirs {
                     if !proc::path(dir).is_dir() {
                         return Err(Failure::refused(
@@ -117,7 +117,7 @@ impl Arrivals {
                 }
                 Ok(files
                     .iter()
-                    .map(|f| is_equal(digests, f))
+                    .map(|f| is_equal(reading, f))
                     .collect::<Vec<bool>>())
             })
             .await
@@ -326,16 +326,16 @@ fn check(pid: u32, home: u32, files: &[msg::File], dirs: &[Vec<u8>]) -> Result<N
     Ok(home)
 }
 
-fn is_equal(digests: &Digests, file: &msg::File) -> bool {
+fn is_equal(reading: &mut Reading<'_>, file: &msg::File) -> bool {
     let path = proc::path(&file.path);
     // The length is compared first: most files that differ are not read.
     path.metadata()
         .is_ok_and(|m| m.is_file() && m.len() == file.size)
-        && has_content(digests, &path, file)
+        && has_content(reading, &path, file)
 }
 
-fn has_content(digests: &Digests, path: &Path, file: &msg::File) -> bool {
-    digests
+fn has_content(reading: &mut Reading<'_>, path: &Path, file: &msg::File) -> bool {
+    reading
         .of(path)
         .is_ok_and(|c| c.size_bytes == file.size && c.sha256[..] == file.sha256[..])
 }
@@ -362,18 +362,21 @@ mod tests {
         std::fs::write(&path, "same").unwrap();
         let path = path.to_str().unwrap();
         let digests = Digests::default();
-        assert!(is_equal(&digests, &file(path, b"same")));
-        assert!(!is_equal(&digests, &file(path, b"lame")));
-        assert!(!is_equal(&digests, &file(path, b"longer")));
-        assert!(!is_equal(&digests, &file("/nonexistent", b"same")));
+        assert!(is_equal(&mut digests.reading(), &file(path, b"same")));
+        assert!(!is_equal(&mut digests.reading(), &file(path, b"lame")));
+        assert!(!is_equal(&mut digests.reading(), &file(path, b"longer")));
         assert!(!is_equal(
-            &digests,
+            &mut digests.reading(),
+            &file("/nonexistent", b"same")
+        ));
+        assert!(!is_equal(
+            &mut digests.reading(),
             &msg::File {
                 sha256: Vec::new(),
                 ..file(path, b"same")
             }
         ));
-        assert!(!is_equal(&digests, &file("/dev/null", b"")));
+        assert!(!is_equal(&mut digests.reading(), &file("/dev/null", b"")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::core::liveness::State;
 use crate::core::migrate::{Input, Migration, Output, Phase, Place};
-use crate::digest::Digests;
+use crate::digest::{Digests, Reading};
 use crate::failure::{Failure, Refusal};
 use crate::kmod::{self, Kmod};
 use crate::msg::{self, Answer, Cancel, Migrated, Prepare, Request};
@@ -266,7 +266,7 @@ impl Departures {
 
     /// Reads the files the process has mapped. What cannot be read is left out: its pages travel.
     async fn read_files(&self, pid: u32) -> (Vec<FileId>, Vec<msg::File>) {
-        let job = move |digests: &Digests| {
+        let job = move |reading: &mut Reading<'_>| {
             let mut room = MAX_NAMED_BYTES;
             let mut all = Vec::new();
             for mapped in proc::mapped_files(pid)
@@ -278,7 +278,7 @@ impl Departures {
                 let Some(path) = proc::name_of(&link) else {
                     continue;
                 };
-                let Ok(content) = digests.of(&link) else {
+                let Ok(content) = reading.of(&link) else {
                     continue;
                 };
                 let named = path.len() + 64;

@@ -12,10 +12,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// A SHA-256.
 pub type Sha256 = [u8; 32];
@@ -24,8 +25,12 @@ pub type Sha256 = [u8; 32];
 const MAX_REMEMBERED: usize = 8192;
 /// Larger files are not read: their pages travel.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// So much is read for one move; what more a process has mapped is as if it could not be read.
+const MAX_JOB_BYTES: u64 = 4 << 30;
 /// Jobs that read at once.
 const MAX_JOBS: usize = 2;
+/// Longest wait until others have read.
+const TURN_IN: Duration = Duration::from_secs(30);
 /// A file is not remembered within this time after its last change.
 const SETTLE_S: i64 = 2;
 /// Read at once.
@@ -84,13 +89,20 @@ impl Default for Digests {
     }
 }
 
-impl Digests {
+/// What is read for one move.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    digests: &'a Digests,
+    room_bytes: u64,
+}
+
+impl Reading<'_> {
     /// Content of the regular file at `path`. Blocks.
     ///
     /// # Errors
-    /// What opening or reading says; also when it is no regular file, is too large, or changes
-    /// while it is read.
-    pub fn of(&self, path: &Path) -> io::Result<Content> {
+    /// What opening or reading says; also when it is no regular file, is too large by itself or with what was read
+    /// before, or changes while it is read.
+    pub fn of(&mut self, path: &Path) -> io::Result<Content> {
         // Looked at before it is opened: to open a device or a pipe may do something.
         if !path.metadata()?.is_file() {
             return Err(io::Error::other("not a regular file"));
@@ -100,21 +112,18 @@ impl Digests {
         if key.size > MAX_FILE_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let known = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .copied();
+        let known = self.digests.known(&key);
         let sha256 = match known {
             Some(sha256) => sha256,
             None => {
+                let room = self.room_bytes.checked_sub(key.size);
+                self.room_bytes = room.ok_or(io::ErrorKind::FileTooLarge)?;
                 let sha256 = read(&mut file, key.size)?;
                 if Key::of(&file.metadata()?) != key {
                     return Err(io::Error::other("the file changes"));
                 }
                 if key.settled() {
-                    self.remember(key, sha256);
+                    self.digests.remember(key, sha256);
                 }
                 sha256
             }
@@ -123,6 +132,21 @@ impl Digests {
             sha256,
             size_bytes: key.size,
         })
+    }
+}
+
+impl Digests {
+    fn known(&self, key: &Key) -> Option<Sha256> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(key).copied()
+    }
+
+    /// The beginning of a job.
+    pub(crate) fn reading(&self) -> Reading<'_> {
+        Reading {
+            digests: self,
+            room_bytes: MAX_JOB_BYTES,
+        }
     }
 
     fn remember(&self, key: Key, sha256: Sha256) {
@@ -133,15 +157,16 @@ impl Digests {
         known.insert(key, sha256);
     }
 
-    /// Runs a job that reads files, on a thread that may block; `None` if it cannot.
+    /// Runs a job that reads files, on a thread that may block; `None` if it cannot, or others do for too long.
     pub async fn job<T: Send + 'static>(
         self: &Arc<Self>,
-        job: impl FnOnce(&Self) -> T + Send + 'static,
+        job: impl FnOnce(&mut Reading<'_>) -> T + Send + 'static,
     ) -> Option<T> {
-        let permit = Arc::clone(&self.jobs).acquire_owned().await.ok()?;
+        let permit = Arc::clone(&self.jobs).acquire_owned();
+        let permit = timeout(TURN_IN, permit).await.ok()?.ok()?;
         let digests = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let result = job(&digests);
+            let result = job(&mut digests.reading());
             drop(permit);
             result
         })
@@ -177,7 +202,6 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::Write;
-    use std::time::Duration;
 
     fn settle(path: &Path) {
         let file = File::options().write(true).open(path).unwrap();
@@ -189,7 +213,7 @@ mod tests {
     fn the_digest_is_sha256() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "abc").unwrap();
-        let c = Digests::default().of(file.path()).unwrap();
+        let c = Digests::default().reading().of(file.path()).unwrap();
         assert_eq!(c.size_bytes, 3);
         assert_eq!(c.sha256[..4], [0xba, 0x78, 0x16, 0xbf]);
     }
@@ -200,29 +224,45 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"one").unwrap();
         settle(file.path());
-        let one = digests.of(file.path()).unwrap();
+        let one = digests.reading().of(file.path()).unwrap();
         fs::write(file.path(), "two").unwrap();
         settle(file.path());
-        assert_ne!(digests.of(file.path()).unwrap(), one);
+        assert_ne!(digests.reading().of(file.path()).unwrap(), one);
     }
 
     #[test]
     fn what_changed_just_now_is_not_remembered() {
         let digests = Digests::default();
         let file = tempfile::NamedTempFile::new().unwrap();
-        digests.of(file.path()).unwrap();
+        digests.reading().of(file.path()).unwrap();
         assert!(digests.known.lock().unwrap().is_empty());
         // A program of the system is old enough.
-        digests.of(Path::new("/bin/ls")).unwrap();
-        digests.of(Path::new("/bin/ls")).unwrap();
+        digests.reading().of(Path::new("/bin/ls")).unwrap();
+        digests.reading().of(Path::new("/bin/ls")).unwrap();
         assert_eq!(digests.known.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn no_more_is_read_for_one_move_than_is_worth_it() {
+        let digests = Digests::default();
+        let files = [(); 5].map(|()| tempfile::NamedTempFile::new().unwrap());
+        let mut reading = Reading {
+            digests: &digests,
+            room_bytes: 25,
+        };
+        let read = files.each_ref().map(|file| {
+            fs::write(file.path(), [7; 10]).unwrap();
+            settle(file.path());
+            reading.of(file.path()).is_ok()
+        });
+        assert_eq!(read, [true, true, false, false, false]);
     }
 
     #[test]
     fn only_regular_files() {
         let digests = Digests::default();
         for path in ["/dev/zero", "/proc", "/nonexistent"] {
-            assert!(digests.of(Path::new(path)).is_err(), "{path}");
+            assert!(digests.reading().of(Path::new(path)).is_err(), "{path}");
         }
     }
 }
