@@ -41,6 +41,8 @@ use crate::survey;
 
 /// Longest wait for a list or a verdict of another node.
 const ASK_IN: Duration = Duration::from_secs(10);
+/// Most of its records that a node tells at once.
+const MAX_RECENT_BYTES: usize = msg::MAX_MESSAGE_BYTES / 2;
 /// Longest wait for what another node sees.
 const LOOK_IN: Duration = Duration::from_secs(3);
 
@@ -272,16 +274,20 @@ impl Cluster {
         }
     }
 
-    /// What happened on this node after `after`.
+    /// What happened on this node after `after`: the last of it, if it is more than fits into an answer.
     fn recent(&self, after: Stamp) -> Records {
-        let records = self.audit.recent(after).into_iter();
-        let records = records.map(|(at, json)| Record {
-            stamp: at.bits(),
-            json,
+        let mut room = MAX_RECENT_BYTES;
+        let last = self.audit.recent(after).into_iter().rev();
+        let last = last.map_while(|(at, json)| {
+            room = room.checked_sub(json.len())?;
+            Some(Record {
+                stamp: at.bits(),
+                json,
+            })
         });
-        Records {
-            records: records.collect(),
-        }
+        let mut records: Vec<Record> = last.collect();
+        records.reverse();
+        Records { records }
     }
 
     /// Another node, which has proved that it is, did what no honest node does.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ssi::id::NodeId;
 use ssi::wire::Class;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use crate::conn::Heard;
 use crate::core::liveness::State;
@@ -20,6 +21,8 @@ use crate::failure::Failure;
 use crate::msg::{Answer, Body, Progress, Reply, Request};
 use crate::net::Opened;
 
+/// Longest wait for a peer that is no node any more to be let go.
+const ENDED_IN: Duration = Duration::from_secs(30);
 /// Answers to one call that wait to be taken: progress and the end.
 const MAX_ANSWERS: usize = 16;
 
@@ -175,9 +178,12 @@ impl Peer {
         let _ = status.wait_for(|s| s.is_loose).await;
     }
 
-    /// Completes when its task has ended, because it is no node any more.
+    /// Completes when its task has ended, because it is no node any more; or does not within a time, as when the
+    /// module has gone and cannot be told.
     pub async fn ended(&self) {
-        self.input.closed().await;
+        if timeout(ENDED_IN, self.input.closed()).await.is_err() {
+            tracing::error!(peer = %self.node, "is no node any more, and the module does not let go of it");
+        }
     }
 
     /// Asks it something; returns where the answers come.

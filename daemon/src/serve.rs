@@ -42,6 +42,8 @@ const SERVICE: &str = "org.varlink.service";
 const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 /// Connections of one user at once.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections of all of them but root: files are needed for more than these.
+const MAX_CONNECTIONS_OF_ALL: usize = 1024;
 /// A client that takes nothing for so long is dropped.
 const WRITE_IN: Duration = Duration::from_secs(30);
 /// Phases that wait to be sent.
@@ -104,6 +106,10 @@ struct Counted {
 impl Users {
     fn count(&self, uid: u32) -> Option<Counted> {
         let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_all: usize = users.values().sum();
+        if uid != 0 && of_all >= MAX_CONNECTIONS_OF_ALL {
+            return None;
+        }
         let n = users.entry(uid).or_default();
         if *n >= MAX_CONNECTIONS {
             return None;
@@ -144,7 +150,10 @@ pub async fn serve(listener: UnixListener, stage: Arc<Stage>) {
         };
         let uid = user.uid;
         let Some(counted) = users.count(uid) else {
-            tracing::warn!(uid, "too many connections of one user: one dropped");
+            tracing::warn!(
+                uid,
+                "too many connections of this user or of all: one dropped"
+            );
             continue;
         };
         let stage = Arc::clone(&stage);

@@ -39,6 +39,8 @@ const MAX_PENDING: usize = 256;
 /// Calls of one peer served at once; more are turned away. Those about what is agreed on are counted by themselves, so
 /// that no number of moves holds them up.
 const MAX_SERVED: usize = 64;
+/// Questions of one peer answered at once: users ask them, and may not keep from being heard what changes something.
+const MAX_QUESTIONS: usize = 32;
 /// A connecting side that does not react is asked for a link again after this.
 const ASK_AGAIN_MS: u64 = 5_000;
 /// A link said to be broken that does not look so is looked at again after this.
@@ -93,6 +95,7 @@ struct Task {
     pending: HashMap<u64, mpsc::Sender<Answer>>,
     calls: u64,
     served: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
     agreeing: Arc<Semaphore>,
     /// Why there was no control connection the last time.
     complaint: String,
@@ -184,6 +187,7 @@ impl Waiting {
             pending: HashMap::new(),
             calls: 0,
             served: Arc::new(Semaphore::new(MAX_SERVED)),
+            questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
             agreeing: Arc::new(Semaphore::new(MAX_SERVED)),
             complaint: String::new(),
             removed: false,
@@ -630,6 +634,13 @@ impl Task {
         };
         let room = match request {
             Some(Request::Agree(_)) => &self.agreeing,
+            Some(
+                Request::List(_)
+                | Request::Look(_)
+                | Request::Recent(_)
+                | Request::Why(_)
+                | Request::Host(_),
+            ) => &self.questions,
             _ => &self.served,
         };
         let permit = Arc::clone(room).try_acquire_owned();

@@ -80,7 +80,7 @@ impl Connection {
                 let first = after(known, Some(node));
                 for record in recent.records {
                     let at = Stamp::from_bits(record.stamp);
-                    if at > first {
+                    if at > first && is_of(&record.json, node, at) {
                         known.insert(Some(node), at.max(after(known, Some(node))));
                         all.push((at, record.json));
                     }
@@ -93,6 +93,12 @@ impl Connection {
             .filter_map(|(_, json)| serde_json::from_str(json).ok())
             .collect()
     }
+}
+
+/// Whether it is a record of this node, or of the machine before it was one, from when it is said to be.
+fn is_of(json: &str, node: NodeId, at: Stamp) -> bool {
+    let event: Option<Event> = serde_json::from_str(json).ok();
+    event.is_some_and(|e| [0, u32::from(node.get())].contains(&e.node) && e.hlc.parse() == Ok(at))
 }
 
 /// What the other nodes have to tell.

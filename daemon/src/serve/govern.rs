@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use ssi::id::{MAX_NODE, NodeId};
 
-use super::{Connection, Nothing, Outcome, invalid};
+use super::{Connection, Nothing, Outcome, answer, invalid};
 use crate::api::govern::{
     Accusation, CordonParameters, CreateTokenParameters, DropTokenParameters, InitParameters,
     InvitationReply, JoinParameters, JoinReply, LeaveParameters, PardonParameters,
@@ -41,7 +41,12 @@ impl Connection {
                         }
                         Err(e) => invalid(&e),
                     },)*
-                    "Tokens" => self.tokens().await.map_or_else(Outcome::from, |r| Outcome::done(&r)),
+                    "Tokens" => match self.tokens().await {
+                        Err(refused @ Failure::NotAdministrator) => {
+                            self.done("Tokens", String::new(), Err::<Nothing, _>(refused))
+                        }
+                        result => answer(result),
+                    },
                     "ShowNode" => match serde_json::from_value(parameters) {
                         Ok(p) => self.show(p).map_or_else(Outcome::from, |r| Outcome::done(&r)),
                         Err(e) => invalid(&e),
@@ -249,6 +254,7 @@ impl Connection {
     async fn cordon(&self, p: CordonParameters) -> (String, Result<Nothing, Failure>) {
         let subject = format!("{} {}", p.node, p.cordoned);
         let result = async {
+            self.administrator()?;
             let node: NodeId = self.stage.cluster()?.find(&p.node)?;
             self.change(if p.cordoned {
                 Command::Cordon { node }

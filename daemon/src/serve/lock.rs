@@ -28,7 +28,7 @@ impl Connection {
     pub(super) async fn lock(&mut self, method: &str, parameters: &Value) -> Option<Outcome> {
         Some(match method {
             "Acquire" => match serde_json::from_value(parameters.clone()) {
-                Ok(p) => answer(self.acquire(p).await),
+                Ok(p) => self.acquired(p).await,
                 Err(e) => invalid(&e),
             },
             "Release" => match serde_json::from_value(parameters.clone()) {
@@ -39,6 +39,17 @@ impl Connection {
             "Locks" => answer(self.locks().await),
             _ => return None,
         })
+    }
+
+    /// Acquires, and records if that is refused because of who asks.
+    async fn acquired(&mut self, p: AcquireParameters) -> Outcome {
+        let is_anothers = lock::check_name(&p.name).is_ok() && !self.may_lock(&p.name);
+        let name = p.name.clone();
+        let result = self.acquire(p).await;
+        match is_anothers {
+            true => self.done("Acquire", name, result),
+            false => answer(result),
+        }
     }
 
     /// Whether a name is one the user may use.
