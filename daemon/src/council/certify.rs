@@ -158,6 +158,9 @@ impl Council {
         let (authority, generation) = self.authority(&state)?;
         let member = state.nodes.get(&node);
         let member = member.ok_or_else(|| Failure::NoNode(node.to_string()))?;
+        if member.conduct.quarantined {
+            return Err(Refusal::Quarantined.into());
+        }
         let (certificate, fingerprint, ends_ms) =
             self.sign(&authority, request, node, member.addr)?;
         self.propose(Command::Renewed {
@@ -193,12 +196,13 @@ impl Council {
         let state = self.state();
         let new = new.unwrap_or_else(|| kept.clone());
         let (new, identity) = settled(self.own, new, &state)?;
+        // First: whom nobody believes any more is not believed here either, whatever the disk says.
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.net().set_identity(Arc::new(identity));
+        }
         if *kept != new {
             self.store.save_credentials(&new)?;
             *kept = new;
-        }
-        if let Some(cluster) = self.cluster.upgrade() {
-            cluster.net().set_identity(Arc::new(identity));
         }
         Ok(())
     }

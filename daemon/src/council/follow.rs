@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ssi::id::NodeId;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::Council;
+use super::{Council, Error};
 use crate::audit::Event;
 use crate::config::Node;
 use crate::core::state::{Command, State, Why};
@@ -27,17 +27,29 @@ impl Council {
         let mut states = self.agreement.watch();
         let mut epochs = BTreeMap::new();
         let mut before = Arc::<State>::default();
+        // By which this node knows whom to believe.
+        let mut believed = Arc::clone(&before);
         loop {
             let state = Arc::clone(&states.borrow_and_update());
             if self.is_of_now(&state) {
-                self.trust(&before, &state);
+                match self.trust(&believed, &state) {
+                    Ok(()) => believed = Arc::clone(&state),
+                    Err(e) => tracing::error!("whom to believe: {}", in_full(&e)),
+                }
                 self.enter_and_leave(&state, &mut epochs).await;
                 self.note_presence(&before, &state).await;
                 self.note_conduct(&before, &state);
                 // What was not acted on is news yet.
                 before = state;
             }
-            if states.changed().await.is_err() {
+            let is_done = Arc::ptr_eq(&believed, &before);
+            let changed = async {
+                if is_done {
+                    return states.changed().await;
+                }
+                timeout(AGAIN, states.changed()).await.unwrap_or(Ok(()))
+            };
+            if changed.await.is_err() {
                 return;
             }
         }
@@ -199,12 +211,12 @@ impl Council {
     }
 
     /// Believes whom `state` believes. What was revoked is cut off.
-    fn trust(&self, before: &State, state: &State) {
+    ///
+    /// # Errors
+    /// When it could not be written down; it is to be done again.
+    fn trust(&self, before: &State, state: &State) -> Result<(), Error> {
         if !before.authorities().eq(state.authorities()) || before.revoked != state.revoked {
-            match self.believe() {
-                Ok(()) => {}
-                Err(e) => tracing::error!("whom to believe: {}", in_full(&e)),
-            }
+            self.believe()?;
         }
         let wanted = |s: &State| {
             let generation = s.cluster.as_ref().map(|c| c.authority.generation);
@@ -213,5 +225,6 @@ impl Council {
         if wanted(before) != wanted(state) {
             self.renew.send_replace(());
         }
+        Ok(())
     }
 }
