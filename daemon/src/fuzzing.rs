@@ -23,6 +23,7 @@ pub mod swim;
 mod tests;
 pub mod tls;
 pub mod varlink;
+pub mod wire;
 
 use std::path::Path;
 

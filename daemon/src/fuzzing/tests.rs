@@ -17,7 +17,7 @@ mod seeds;
 type Target = (&'static str, fn(&[u8]));
 
 /// Name and function of each target.
-const TARGETS: [Target; 14] = [
+const TARGETS: [Target; 15] = [
     ("audit", audit::run),
     ("command", command::run),
     ("config", config::run),
@@ -32,6 +32,7 @@ const TARGETS: [Target; 14] = [
     ("swim", swim::run),
     ("tls", tls::run),
     ("varlink", varlink::run),
+    ("wire", wire::run),
 ];
 /// Changed copies of all files of a target together that are tried, and of those of one that takes its
 /// time.
@@ -133,7 +134,7 @@ macro_rules! replayed {
 mod corpus_of {
     use super::replay;
 
-    replayed! { audit command config http join log message netlink pki raft seat swim tls varlink }
+    replayed! { audit command config http join log message netlink pki raft seat swim tls varlink wire }
 
     #[test]
     fn all_targets_are_replayed_and_fuzzed() {

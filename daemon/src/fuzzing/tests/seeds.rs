@@ -4,6 +4,7 @@
 //! keeps to the rules.
 
 mod nodes;
+mod wire;
 
 use serde_json::json;
 use ssi::uapi::Reason;
@@ -35,6 +36,7 @@ pub(super) fn all() -> Vec<Seed> {
     all.extend(nodes::raft());
     all.extend(nodes::swim());
     all.extend(nodes::netlink());
+    all.extend(wire::all());
     all.extend(tls());
     all.extend(texts());
     all.extend(files());
