@@ -69,8 +69,8 @@ test-all: all vm host-test ## all tests there are
 # Without a number of its own each kind has as many seeds as it does in a few hours.
 soak: soak-sim soak-vm ## all simulations, and all rounds in virtual machines: some nine hours
 
-soak-sim: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients, SIM_SEEDS (200) of who seems alive
-	@STORM_SEEDS=$(or $(SEEDS),10000) LINEAR_SEEDS=$(or $(LINEAR_SEEDS),500) SIM_SEEDS=$(or $(SIM_SEEDS),200) \
+soak-sim: ## simulations: SEEDS (10000) of storms, LINEAR_SEEDS (500) of clients with 10,000 critical sections, SIM_SEEDS (200) of who seems alive
+	@STORM_SEEDS=$(or $(SEEDS),10000) LINEAR_SEEDS=$(or $(LINEAR_SEEDS),500) LINEAR_SECTIONS=10000 SIM_SEEDS=$(or $(SIM_SEEDS),200) \
 		RUSTFLAGS='--cfg tokio_unstable -C target-feature=+crt-static' \
 		CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_TARGET_DIR=target/soak \
 		vm/rust cargo test -p ssid --locked --lib -- --include-ignored --nocapture storm linear swim::sim
