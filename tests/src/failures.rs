@@ -43,6 +43,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("fail-former-host-off", former_host_off),
         Test::new("fail-source-off", source_off),
         Test::new("fail-killed", killed),
+        Test::new("fail-killed-moving-on", killed_moving_on),
         Test::new("fail-home-off-leaving", home_off_leaving),
     ];
     for (phase, ms) in [
@@ -366,6 +367,29 @@ fn killed(cluster: &Cluster) -> Result<()> {
         let when = || format!("killed {tenths}00 ms after it was asked to move");
         proc.must_end(KILLED).with_context(when)?;
         for node in [N1, N2] {
+            must_be_gone(cluster, pid, node, Duration::from_secs(10)).with_context(when)?;
+        }
+    }
+    Ok(())
+}
+
+/// Killed on its host at any moment of a move to another: its home hears of it.
+fn killed_moving_on(cluster: &Cluster) -> Result<()> {
+    for tenths in 0..10 {
+        let mut proc = spin(cluster)?;
+        let pid = proc.pid();
+        hop(&proc, "spin", Doing::Computing, N2)?;
+        let script = format!(
+            "ssictl migrate {pid} --to n3 >/dev/null 2>&1 & sleep 0.{tenths}; kill -9 {pid}; wait; true"
+        );
+        cluster.sh(N2, &script)?;
+        if task(cluster, N3, pid)?.is_some() {
+            // It was there already.
+            cluster.sh(N3, &format!("kill -9 {pid}; true"))?;
+        }
+        let when = || format!("killed {tenths}00 ms after it was asked to move on");
+        proc.must_end(KILLED).with_context(when)?;
+        for node in [N1, N2, N3] {
             must_be_gone(cluster, pid, node, Duration::from_secs(10)).with_context(when)?;
         }
     }
