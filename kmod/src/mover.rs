@@ -301,12 +301,12 @@ pub fn migrate(pid: u32, to: NodeId, token: u64, files: &[FileId]) -> Result<Ans
     Ok(yes())
 }
 
-/// The process goes on where it is.
+/// The process goes on where it is, or ends there.
 fn stay(p: &Arc<Process>, home: NodeId, here: NodeId) {
     if home == here {
         processes::remove_exact(u64::from(p.pid), p);
     } else {
-        p.replace_place(Place::Leaving, Place::Guest);
+        p.stays();
     }
 }
 
@@ -338,7 +338,7 @@ fn leave(m: &Arc<Leaving>, leader: &TaskRef, home: NodeId, here: NodeId, equal: 
             stat::add(Counter::MigrationsOut, 1);
             told(m, 0, &Refusal::new(Reason::None));
         }
-        Err((r, lost)) => {
+        Err(r) => {
             stat::add(Counter::MigrationsFailed, 1);
             let _ = say(
                 m.target,
@@ -346,16 +346,12 @@ fn leave(m: &Arc<Leaving>, leader: &TaskRef, home: NodeId, here: NodeId, equal: 
                 Kind::Abort,
                 wire::bytes(&Verdict::new(m.token, pid)),
             );
-            if !lost {
-                stay(&m.process, home, here);
-            }
+            stay(&m.process, home, here);
             told(m, ECANCELED.to_errno().unsigned_abs(), &r);
         }
     }
     leaving::remove_exact(m.token, m);
 }
-
-type Failed = (Refusal, bool);
 
 fn try_leave(
     m: &Arc<Leaving>,
@@ -363,13 +359,11 @@ fn try_leave(
     home: NodeId,
     here: NodeId,
     equal: &[FileId],
-) -> core::result::Result<(), Failed> {
+) -> core::result::Result<(), Refusal> {
     let p = &m.process;
-    let early = |r: Refusal| (r, false);
     if let Some(g) = crate::pager::of_process(p.pid) {
         // One memory, two nodes at most.
-        g.wait_filled(Until::Kill, FILL_MS)
-            .map_err(|e| early(e.into()))?;
+        g.wait_filled(Until::Kill, FILL_MS)?;
     }
     let mut facts = leader.facts();
     for _ in 0..100 {
@@ -380,10 +374,10 @@ fn try_leave(
         task::sleep_ms(20);
         facts = leader.facts();
     }
-    judge(&facts, home != here).map_err(early)?;
-    let memory = Memory::of(leader).ok_or_else(|| early(Refusal::new(Reason::Ending)))?;
+    judge(&facts, home != here)?;
+    let memory = Memory::of(leader).ok_or(Refusal::new(Reason::Ending))?;
     m.timing.started_ns.store(task::now_ns(), Ordering::Relaxed);
-    let frozen = Frozen::stop(leader, p.pid).map_err(early)?;
+    let frozen = Frozen::stop(leader, p.pid)?;
     m.timing.took(|r, us| r.frozen_us = us);
     let itimer = [facts.itimer_real_ns, facts.itimer_real_incr_ns];
     let prepared = frozen
@@ -408,7 +402,7 @@ fn try_leave(
         Ok(v) => v,
         Err(r) => {
             frozen.let_go();
-            return Err((r, false));
+            return Err(r);
         }
     };
     m.timing.report.lock().image_bytes = U64::new(image.len() as u64);
@@ -417,7 +411,7 @@ fn try_leave(
             s.end();
         }
         frozen.let_go();
-        (r, false)
+        r
     };
     if send_image(m, &image, home).is_err() {
         return Err(back(&frozen, Refusal::new(Reason::TargetLost)));
@@ -454,7 +448,7 @@ fn try_leave(
                 signo: 9,
                 ..SigInfo::default()
             });
-            return Err((Refusal::new(Reason::TargetLost), true));
+            return Err(Refusal::new(Reason::TargetLost));
         }
     }
 

@@ -62,6 +62,8 @@ struct State {
     threads: KVec<Arc<Puppet>>,
     /// It left a core where it ended.
     core_dumped: bool,
+    /// How it ended while it was leaving: what its home has to hear if it did not move.
+    ended: Option<Ended>,
     pager: Option<Arc<Pager>>,
     source: Option<Arc<Source>>,
     /// Bytes of its park area.
@@ -95,6 +97,7 @@ impl Process {
                     place,
                     threads: KVec::new(),
                     core_dumped: false,
+                    ended: None,
                     pager: None,
                     source: None,
                     area_bytes: 0,
@@ -126,6 +129,20 @@ impl Process {
         s.place = to;
         drop(s);
         true
+    }
+
+    /// A guest that was to leave stays. If it has ended meanwhile, its home hears of that now.
+    pub fn stays(&self) {
+        let ended = {
+            let mut s = self.state.lock();
+            if s.place == Place::Leaving {
+                s.place = Place::Guest;
+            }
+            s.ended.take()
+        };
+        if let Some(e) = ended {
+            self.send(self.home, Kind::Ended, wire::bytes(&e));
+        }
     }
 
     /// Its puppets.
@@ -408,13 +425,22 @@ impl Process {
 
     /// Its last thread here is ending, with this wait status. Called in that thread.
     fn exited(self: &Arc<Self>, status: i32) {
-        match self.place() {
+        let e = Ended {
+            pid: U32::new(self.pid),
+            status: U32::new(status as u32),
+            usage: zerocopy::transmute!(task::usage()),
+        };
+        let place = {
+            let mut s = self.state.lock();
+            let place = s.place;
+            if matches!(place, Place::Guest | Place::Leaving) {
+                s.place = Place::Ending;
+            }
+            s.ended = (place == Place::Leaving).then_some(e);
+            place
+        };
+        match place {
             Place::Guest => {
-                let e = Ended {
-                    pid: U32::new(self.pid),
-                    status: U32::new(status as u32),
-                    usage: zerocopy::transmute!(task::usage()),
-                };
                 self.send(self.home, Kind::Ended, wire::bytes(&e));
                 stat::add(Counter::Guests, -1);
             }
@@ -431,9 +457,8 @@ impl Process {
             }
             // What is still fetched of it is held by its source, not by the task.
             Place::Remnant(_) => self.set_source(None),
-            // Whoever moves it finds it so.
+            // Whoever moves it finds it so, and says it in `stays`.
             Place::Leaving => {
-                self.set_place(Place::Ending);
                 if crate::node::me() != Some(self.home) {
                     stat::add(Counter::Guests, -1);
                 }
