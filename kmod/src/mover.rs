@@ -444,7 +444,7 @@ fn try_leave(
         Stage::Failed(e) => return Err(back(&frozen, refused(e))),
         _ => {
             // It may have run there, and it died with that node.
-            let _ = leader.signal_thread(&SigInfo {
+            let _ = leader.signal(&SigInfo {
                 signo: 9,
                 ..SigInfo::default()
             });
@@ -477,7 +477,7 @@ fn try_leave(
             pr_err!("process {}: no deputy: {:?}\n", p.pid, e);
         }
         end_there(m);
-        let _ = leader.signal_thread(&SigInfo {
+        let _ = leader.signal(&SigInfo {
             signo: 9,
             ..SigInfo::default()
         });

@@ -550,10 +550,10 @@ pub fn memory_lost(pid: u32) {
     }
 }
 
-/// Ends a process here.
+/// Ends a process here, also if its leader has ended before the others.
 pub fn kill(pid: u32) {
     if let Some(t) = TaskRef::find(pid) {
-        let _ = t.signal_thread(&SigInfo {
+        let _ = t.signal(&SigInfo {
             signo: SIGKILL,
             ..SigInfo::default()
         });
