@@ -538,18 +538,6 @@ pub fn filled(pid: u32, pager: &Arc<Pager>) {
     }
 }
 
-/// Pages of this process's memory here are gone (the out-of-memory killer took them): it cannot
-/// live on anywhere.
-pub fn memory_lost(pid: u32) {
-    let Some(p) = processes::get(u64::from(pid)) else {
-        return;
-    };
-    pr_err!("process {pid}: its memory was lost to the out-of-memory killer\n");
-    if let Place::Away(host) | Place::Remnant(host) = p.place() {
-        p.send(host, Kind::Kill, wire::bytes(&Verdict::new(0, pid)));
-    }
-}
-
 /// Ends a process here, also if its leader has ended before the others.
 pub fn kill(pid: u32) {
     if let Some(t) = TaskRef::find(pid) {

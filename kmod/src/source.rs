@@ -350,7 +350,7 @@ impl Source {
         let me = self.clone();
         work::spawn(c"ssi", move || loop {
             match me.push() {
-                Err(e) if e == EFAULT => return crate::process::memory_lost(me.pid),
+                Err(e) if e == EFAULT => return me.lost(),
                 // Short of memory, most likely; if the target is dead, this is over soon.
                 Err(_) if !me.over() => task::sleep_ms(100),
                 _ => return,
@@ -405,6 +405,17 @@ impl Source {
         ended
     }
 
+    /// Pages cannot be read any more, most likely since the out-of-memory killer took them: without them the
+    /// process cannot live on. Its target ends it, whatever has become of it here.
+    fn lost(&self) {
+        pr_err!("process {}: memory that is still here was lost\n", self.pid);
+        let v = Verdict::new(self.token, self.pid).failed(EFAULT.to_errno());
+        let (class, kind) = (Class::Memory, Kind::PagesEnd);
+        if let Err(e) = crate::node::say(self.target, class, kind, wire::bytes(&v)) {
+            pr_debug!("process {}: that was not sent: {:?}\n", self.pid, e);
+        }
+    }
+
     /// Behind everything that was sent in this class.
     fn send_end(&self, class: Class, n: u64) -> Result {
         let end = Verdict::new(self.token, self.pid).with(n);
@@ -438,7 +449,7 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
             work::spawn(c"ssi", move || {
                 if let Err(e) = s.answer(addr, count, first) {
                     if e == EFAULT {
-                        crate::process::memory_lost(s.pid);
+                        s.lost();
                     }
                 }
             })
