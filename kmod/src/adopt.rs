@@ -848,12 +848,17 @@ impl Adopted {
         let Ok(left) = Arc::new(AtomicU32::new(self.threads.len() as u32), GFP_KERNEL) else {
             return;
         };
-        if let (Some(g), Some(m)) = (
-            &self.pager,
-            leader.as_ref().and_then(|l| task::TaskRef::find(l.tid)),
-        ) {
-            if let Some(m) = Memory::of(&m).and_then(|m| Arc::new(m, GFP_KERNEL).ok()) {
-                g.set_memory(m);
+        if let (Some(g), Some(l)) = (&self.pager, &leader) {
+            let memory = task::TaskRef::find(l.tid)
+                .and_then(|t| Memory::of(&t))
+                .and_then(|m| Arc::new(m, GFP_KERNEL).ok());
+            match memory {
+                Some(m) => g.set_memory(m),
+                None => {
+                    // It was killed, and nobody else looks after its pages; else it is now.
+                    crate::process::kill(l.tid);
+                    g.give_up();
+                }
             }
         }
         let area = self.area;

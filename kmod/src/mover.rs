@@ -786,13 +786,9 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
                 adopt::undo(d, &leader);
             }
         })?;
-    let v = Verdict::new(a.token, pid);
-    say(from, Class::Control, Kind::Ready, wire::bytes(&v))?;
-    let _ = a
-        .changed
-        .wait(Until::Kill, COMMIT_MS, || a.state.lock().verdict.is_some());
-    let verdict = a.state.lock().verdict;
-    if verdict != Some(true) || leader.is_gone() {
+    let taken =
+        wait_commit(a, from, pid).and_then(|()| settle(a, &adopted, &leader, from, home, here));
+    if let Err(e) = taken {
         // Refuse a commit that may still be on its way: nothing of it ran.
         if let Some(g) = &adopted.pager {
             g.die();
@@ -801,54 +797,80 @@ fn try_arrive(a: &Arc<Arriving>, image: KVVec<u8>, from: NodeId, home: NodeId, p
         if let Some(d) = deputy.as_ref().filter(|_| at_home) {
             adopt::undo(d, &leader);
         }
-        return Err(if verdict.is_some() {
-            ECANCELED
-        } else {
-            ETIMEDOUT
-        });
+        return Err(e);
     }
-    run(a, adopted, &leader, from, home, here)
+    stat::add(Counter::MigrationsIn, 1);
+    let v = Verdict::new(a.token, pid);
+    let _ = say(from, Class::Control, Kind::Committed, wire::bytes(&v));
+    adopted.release();
+    Ok(())
 }
 
-/// The commit is taken.
-fn run(
-    a: &Arc<Arriving>,
-    adopted: Adopted,
+fn end_thread(t: &Puppet) -> Result {
+    let mut calls = KVec::new();
+    calls.push(Call::new(process::EXIT, &[0]), GFP_KERNEL)?;
+    t.post_calls(calls, 0)?;
+    t.wait_gone()
+}
+
+/// Says that all is ready and waits for the commit.
+fn wait_commit(a: &Arriving, from: NodeId, pid: u32) -> Result {
+    let v = Verdict::new(a.token, pid);
+    say(from, Class::Control, Kind::Ready, wire::bytes(&v))?;
+    let _ = a
+        .changed
+        .wait(Until::Kill, COMMIT_MS, || a.state.lock().verdict.is_some());
+    match a.state.lock().verdict {
+        Some(true) => Ok(()),
+        Some(false) => Err(ECANCELED),
+        None => Err(ETIMEDOUT),
+    }
+}
+
+/// The commit is taken: from here on the process is this one, unless it was killed before.
+fn settle(
+    a: &Arriving,
+    adopted: &Adopted,
     leader: &Arc<Puppet>,
     from: NodeId,
     home: NodeId,
     here: NodeId,
 ) -> Result {
     let pid = leader.tid;
-    a.state.lock().stub = None;
+    if leader.is_gone() {
+        return Err(ECANCELED);
+    }
     if home == here {
-        if let Some(d) = processes::remove(u64::from(pid)) {
-            for t in d.threads()?.iter().filter(|t| !adopted.has(t.tid)) {
-                // This thread ended where the process came from. The area it ends in goes with
-                // the first threads that run.
-                let mut calls = KVec::new();
-                calls.push(Call::new(process::EXIT, &[0]), GFP_KERNEL)?;
-                if let Err(e) = t.post_calls(calls, 0).and_then(|_| t.wait_gone()) {
-                    pr_err!("thread {}: deputy did not end: {:?}\n", t.tid, e);
-                }
-            }
-            d.set_threads(KVec::new(), 0);
+        let d = processes::get(u64::from(pid)).ok_or(ESRCH)?;
+        let threads = d.threads()?;
+        if !processes::remove_exact(u64::from(pid), &d) {
+            return Err(ESRCH);
         }
+        for t in threads.iter().filter(|t| !adopted.has(t.tid)) {
+            // This thread ended where the process came from. The area it ends in goes with
+            // the first threads that run.
+            if let Err(e) = end_thread(t) {
+                pr_err!("thread {}: deputy did not end: {:?}\n", t.tid, e);
+            }
+        }
+        d.set_threads(KVec::new(), 0);
         stat::add(Counter::Deputies, -1);
     } else {
         let p = Process::new(pid, home, adopted.comm, Place::Guest)?;
         p.set_pager(adopted.pager.clone());
-        processes::insert(u64::from(pid), p)?;
+        processes::insert(u64::from(pid), p.clone())?;
+        // If it ended before it could be found here, nobody has said so.
+        if leader.is_gone() && p.replace_place(Place::Guest, Place::Ending) {
+            p.forget();
+            return Err(ECANCELED);
+        }
         stat::add(Counter::Guests, 1);
         if from != home {
             let v = Verdict::new(a.token, pid).with(u64::from(here.get()));
             let _ = say(home, Class::Control, Kind::Moved, wire::bytes(&v));
         }
     }
-    stat::add(Counter::MigrationsIn, 1);
-    let v = Verdict::new(a.token, pid);
-    let _ = say(from, Class::Control, Kind::Committed, wire::bytes(&v));
-    adopted.release();
+    a.state.lock().stub = None;
     Ok(())
 }
 

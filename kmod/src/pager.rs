@@ -533,9 +533,20 @@ impl Pager {
         }
     }
 
+    /// The process ended before it had a memory that pages could be brought into.
+    pub fn give_up(self: &Arc<Self>) {
+        self.die();
+        self.over();
+    }
+
     /// All pages are in, or none is wanted any more.
     fn finish(self: &Arc<Self>, memory: &Memory) {
         memory.unhook(self);
+        self.over();
+    }
+
+    /// The source may let go of its memory.
+    fn over(self: &Arc<Self>) {
         if !self.leave() {
             return;
         }

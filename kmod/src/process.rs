@@ -449,6 +449,8 @@ impl Process {
                 self.send(host, Kind::Kill, wire::bytes(&Verdict::new(0, self.pid)));
                 stat::add(Counter::Deputies, -1);
             }
+            // Its adoption was refused at the last moment.
+            Place::Ending if crate::node::me() != Some(self.home) => {}
             Place::Ending => {
                 if self.state.lock().core_dumped {
                     task::say_core_dumped();
