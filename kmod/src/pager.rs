@@ -72,7 +72,9 @@ struct Inner {
     ends: Ends,
     /// Everything has arrived.
     complete: bool,
-    /// The source is dead, or the process is.
+    /// The source is dead.
+    orphan: bool,
+    /// The source is dead, or the process is: no page is waited for.
     dead: bool,
     asked_all: bool,
     /// Where the next fault of a run would be, and how far to look ahead.
@@ -158,6 +160,7 @@ impl Pager {
                     installing: false,
                     ends: Ends::default(),
                     complete: false,
+                    orphan: false,
                     dead: false,
                     asked_all: false,
                     expected: 0,
@@ -175,9 +178,26 @@ impl Pager {
         Ok(p)
     }
 
-    /// The memory that its pages are for.
-    pub fn set_memory(&self, m: Arc<Memory>) {
+    /// The memory that its pages are for. If the source has died meanwhile, the process does not get to run.
+    pub fn set_memory(self: &Arc<Self>, m: Arc<Memory>) {
         *self.memory.lock() = Some(m);
+        if self.inner.lock().orphan {
+            self.cut_off();
+        }
+    }
+
+    /// The source is dead: the process ends, unless it does not run yet; then [`Self::set_memory`] does that.
+    fn orphaned(self: &Arc<Self>) {
+        self.inner.lock().orphan = true;
+        if self.is_filling() {
+            self.cut_off();
+        }
+    }
+
+    fn cut_off(self: &Arc<Self>) {
+        // In this order: a page that is missing must not read as zeros for a moment.
+        crate::process::kill(self.pid);
+        self.die();
     }
 
     /// A page that came with the image.
@@ -580,8 +600,7 @@ pub fn frame(peer: NodeId, class: Class, kind: Kind, payload: &[u8]) -> Result {
                     g.sent_all(class, v.arg.get());
                 } else {
                     pr_err!("process {}: its memory on n{} is gone\n", g.pid, peer.get());
-                    crate::process::kill(g.pid);
-                    g.die();
+                    g.cut_off();
                 }
             }
             Ok(())
@@ -595,10 +614,8 @@ pub fn source_dead(peer: NodeId) {
     let mut after = None;
     while let Some((k, p)) = pagers::next(after) {
         after = Some(k);
-        if p.source == peer && p.is_filling() {
-            // In this order: a page that is missing must not read as zeros for a moment.
-            crate::process::kill(p.pid);
-            p.die();
+        if p.source == peer {
+            p.orphaned();
         }
     }
 }
