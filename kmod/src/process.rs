@@ -550,18 +550,39 @@ pub fn kill(pid: u32) {
     }
 }
 
+/// Does something about a process that is away; if it is still leaving, once the thread that sends it away
+/// has come to say that it is gone: it may be running there already.
+fn once_away(pid: u32, f: impl FnOnce(&Arc<Process>) -> Result + Send + 'static) -> Result {
+    let Some(p) = processes::get(u64::from(pid)) else {
+        return Ok(());
+    };
+    match p.place() {
+        Place::Away(_) => f(&p),
+        Place::Leaving => work::spawn(c"ssi", move || {
+            for _ in 0..LEAVING_TRIES {
+                if p.place() != Place::Leaving {
+                    break;
+                }
+                task::sleep_ms(LEAVING_PAUSE_MS);
+            }
+            if matches!(p.place(), Place::Away(_)) {
+                if let Err(e) = f(&p) {
+                    pr_warn!("process {pid}: what came while it left was lost: {:?}\n", e);
+                }
+            }
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// A frame about a process has arrived.
 pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
     match kind {
         Kind::Ended => {
             let (e, _) = wire::split::<Ended>(payload).map_err(|_| EINVAL)?;
-            match processes::get(u64::from(e.pid.get())) {
-                // The word of a move may still be on its way by another link.
-                Some(p) if matches!(p.place(), Place::Away(_)) => {
-                    p.end_deputies(e.status.get() as i32, zerocopy::transmute!(e.usage))
-                }
-                _ => Ok(()),
-            }
+            let (status, usage) = (e.status.get() as i32, zerocopy::transmute!(e.usage));
+            // The word of a move may still be on its way by another link.
+            once_away(e.pid.get(), move |p| p.end_deputies(status, usage))
         }
         Kind::Signal => {
             let (s, _) = wire::split::<Signal>(payload).map_err(|_| EINVAL)?;
@@ -581,12 +602,8 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
         }
         Kind::Stopped => {
             let (s, _) = wire::split::<Stopped>(payload).map_err(|_| EINVAL)?;
-            match processes::get(u64::from(s.pid.get())) {
-                Some(p) if matches!(p.place(), Place::Away(_)) => {
-                    p.stop_deputies(s.signo.get() as i32)
-                }
-                _ => Ok(()),
-            }
+            let signo = s.signo.get() as i32;
+            once_away(s.pid.get(), move |p| p.stop_deputies(signo))
         }
         Kind::Moved => {
             let (v, _) = wire::split::<Verdict>(payload).map_err(|_| EINVAL)?;
@@ -595,14 +612,9 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
                 return Ok(());
             }
             match p.filter(|p| p.place() == Place::Leaving) {
-                // It moved on before the thread that sent it away came to say so.
-                Some(p) => work::spawn(c"ssi", move || {
-                    for _ in 0..LEAVING_TRIES {
-                        if p.moved_on(peer) || p.place() != Place::Leaving {
-                            break;
-                        }
-                        task::sleep_ms(LEAVING_PAUSE_MS);
-                    }
+                Some(p) => once_away(p.pid, move |p| {
+                    p.moved_on(peer);
+                    Ok(())
                 }),
                 // Its deputy ended while it moved: the word of that went where it was.
                 None => {
