@@ -346,7 +346,7 @@ impl Frozen {
         let leader = puppets.first().ok_or(Refusal::new(Reason::Ending))?.clone();
         let slots = puppets.len() as u64;
         let me = self.clone();
-        leader.act(move |_| {
+        leader.act_stopped(move |_| {
             let bytes = 2 * PAGE64 + slots * SLOT_BYTES;
             let base = mm::map_area(0, slots * SLOT_BYTES)?;
             let (creds, groups) = task::creds()?;
@@ -424,7 +424,7 @@ impl Frozen {
                 puppets::remove_exact(u64::from(p.tid), p);
                 Ok(Next::Leave)
             });
-            if !act.is_ok_and(|a| p.post(a).is_ok()) && !p.is_gone() {
+            if !act.is_ok_and(|a| p.post_stopped(a).is_ok()) && !p.is_gone() {
                 pr_err!("thread {}: could not be let go\n", p.tid);
             }
             if !p.is_parked() {
@@ -438,7 +438,7 @@ impl Frozen {
     pub fn keep(&self, process: &Arc<crate::process::Process>) -> Result {
         let puppets = self.puppets()?;
         let leader = puppets.first().ok_or(ESRCH)?;
-        leader.act(|p| {
+        leader.act_stopped(|p| {
             let own = task::actions();
             task::set_actions(&p.catching(&own));
             Ok(Next::Stay)
@@ -449,7 +449,7 @@ impl Frozen {
             p.set_open(true);
             let (own, rest) = split(sent, p)?;
             sent = rest;
-            p.post(act_of(move |p: &Arc<Puppet>| {
+            p.post_stopped(act_of(move |p: &Arc<Puppet>| {
                 // What went with the image must not follow it; what came later does.
                 for (_, signals) in &own {
                     for s in signals {

@@ -160,6 +160,9 @@ struct Inner {
     open: bool,
     parked: bool,
     gone: bool,
+    /// For where it was stopped, before it goes to its page.
+    stopped: KVec<Arc<Order>>,
+    /// For its page.
     orders: KVec<Arc<Order>>,
     /// The order whose system call is under way.
     calling: Option<Arc<Order>>,
@@ -204,6 +207,7 @@ impl Puppet {
                     open: false,
                     parked: false,
                     gone: false,
+                    stopped: KVec::new(),
                     orders: KVec::new(),
                     calling: None,
                     process: None,
@@ -337,6 +341,16 @@ impl Puppet {
     }
 
     fn post_job(&self, job: Job) -> Result<Arc<Order>> {
+        let o = self.queue(job, |i| &mut i.orders)?;
+        crate::files::seat::make_room(self.tid);
+        Ok(o)
+    }
+
+    fn queue(
+        &self,
+        job: Job,
+        to: impl FnOnce(&mut Inner) -> &mut KVec<Arc<Order>>,
+    ) -> Result<Arc<Order>> {
         let o = Arc::pin_init(
             pin_init!(Order {
                 state <- new_spinlock!(OrderState { job: Some(job), outcome: None }),
@@ -347,16 +361,20 @@ impl Puppet {
         if i.gone {
             return Err(ESRCH);
         }
-        i.orders.push(o.clone(), GFP_ATOMIC)?;
+        to(&mut i).push(o.clone(), GFP_ATOMIC)?;
         drop(i);
         self.wake.wake();
-        crate::files::seat::make_room(self.tid);
         Ok(o)
     }
 
     /// Gives an act without waiting for it.
     pub fn post(&self, act: Act) -> Result<Arc<Order>> {
         self.post_job(Job::Act(act))
+    }
+
+    /// Gives an act for [`Puppet::attend`] without waiting for it.
+    pub fn post_stopped(&self, act: Act) -> Result<Arc<Order>> {
+        self.queue(Job::Act(act), |i| &mut i.stopped)
     }
 
     /// Gives system calls without waiting for them. They run with signals blocked, but `mask` bits.
@@ -403,6 +421,18 @@ impl Puppet {
         self.outcome(&o).map(|_| ())
     }
 
+    /// As [`Puppet::act`], for [`Puppet::attend`].
+    ///
+    /// # Errors
+    /// As [`Puppet::outcome`].
+    pub fn act_stopped(
+        &self,
+        f: impl FnOnce(&Arc<Puppet>) -> Result<Next> + Send + 'static,
+    ) -> Result {
+        let o = self.post_stopped(act_of(f)?)?;
+        self.outcome(&o).map(|_| ())
+    }
+
     /// Has the puppet make system calls, one after the other, until one does not return what is
     /// expected. Returns what the last returned.
     ///
@@ -437,13 +467,17 @@ impl Puppet {
 
     /// Its task has ended: nobody waits for it any longer.
     pub fn ended(self: &Arc<Self>) {
-        let (orders, process) = {
+        let (stopped, orders, process) = {
             let mut i = self.inner.lock();
             i.gone = true;
             i.calling = None;
-            (core::mem::take(&mut i.orders), i.process.take())
+            (
+                core::mem::take(&mut i.stopped),
+                core::mem::take(&mut i.orders),
+                i.process.take(),
+            )
         };
-        for o in &orders {
+        for o in [&stopped, &orders].into_iter().flatten() {
             self.finish(o, Err(ESRCH));
         }
         drop(process);
@@ -461,26 +495,27 @@ impl Puppet {
         }
     }
 
-    fn pop(&self) -> Option<Arc<Order>> {
+    fn pop(&self, from: impl FnOnce(&mut Inner) -> &mut KVec<Arc<Order>>) -> Option<Arc<Order>> {
         let mut i = self.inner.lock();
-        if i.orders.is_empty() {
+        let orders = from(&mut i);
+        if orders.is_empty() {
             None
         } else {
-            i.orders.remove(0).ok()
+            orders.remove(0).ok()
         }
     }
 
-    /// Whether orders wait for it.
+    /// Whether orders for its page wait for it.
     pub fn has_orders(&self) -> bool {
         !self.inner.lock().orders.is_empty()
     }
 
     /// Runs acts until one says [`Next::Leave`], somewhere in the kernel other than at the park
-    /// page. False when the task is being killed.
+    /// page. Orders for the page wait. False when the task is being killed.
     pub fn attend(self: &Arc<Self>) -> bool {
         self.arrived();
         loop {
-            while let Some(o) = self.pop() {
+            while let Some(o) = self.pop(|i| &mut i.stopped) {
                 let job = o.state.lock().job.take();
                 let r = match job {
                     Some(Job::Act(mut f)) => f(self),
@@ -491,11 +526,8 @@ impl Puppet {
                     return true;
                 }
             }
-            if self
-                .wake
-                .wait(Until::Kill, u32::MAX / 2, || self.has_orders())
-                == Woken::Signal
-            {
+            let has_more = || !self.inner.lock().stopped.is_empty();
+            if self.wake.wait(Until::Kill, u32::MAX / 2, has_more) == Woken::Signal {
                 return false;
             }
         }
@@ -604,7 +636,7 @@ impl Puppet {
             task::puppet_park(a.park, a.stack);
         }
         loop {
-            while let Some(o) = self.pop() {
+            while let Some(o) = self.pop(|i| &mut i.orders) {
                 let mut s = o.state.lock();
                 if matches!(s.job, Some(Job::Calls { .. })) {
                     drop(s);
