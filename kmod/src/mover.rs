@@ -483,6 +483,10 @@ fn try_leave(
         });
     }
     match source {
+        // All of it was taken before the process was known to be away.
+        Some(s) if s.over() => {
+            let _ = p.memory_taken();
+        }
         Some(s) => {
             let pushed = if crate::params::push() {
                 s.start_push()

@@ -163,7 +163,8 @@ impl Source {
         sources::remove_exact(self.token, self);
     }
 
-    fn over(&self) -> bool {
+    /// Whether no more pages are wanted.
+    pub fn over(&self) -> bool {
         self.state.lock().over
     }
 
