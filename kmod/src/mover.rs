@@ -464,6 +464,13 @@ fn try_leave(
         } else {
             stat::add(Counter::Guests, -1);
         }
+        if *m.stage.lock() == Stage::Lost {
+            // Who looked for what that node ran took it for one that is still leaving.
+            let _ = leader.signal(&SigInfo {
+                signo: 9,
+                ..SigInfo::default()
+            });
+        }
     } else {
         // It was killed here before it ran there.
         p.set_source(None);
