@@ -620,6 +620,13 @@ pub fn source_dead(peer: NodeId) {
     }
 }
 
+/// This process has ended, or runs another program: nobody would ask for the rest of the memory.
+pub fn program_ended(pid: u32) {
+    if let Some(g) = of_process(pid) {
+        g.die();
+    }
+}
+
 /// The pager of a process whose memory is still arriving here.
 pub fn of_process(pid: u32) -> Option<Arc<Pager>> {
     let mut after = None;

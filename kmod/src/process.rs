@@ -509,10 +509,8 @@ pub fn task_exited(tid: u32, tgid: u32, last: bool, status: i32) {
         if let Some(p) = processes::get(u64::from(tgid)) {
             p.exited(status);
         }
-        // Of one that had come home nothing else is known. Nobody would ask for the rest of its memory.
-        if let Some(g) = crate::pager::of_process(tgid) {
-            g.die();
-        }
+        // Of one that had come home nothing else is known.
+        crate::pager::program_ended(tgid);
     }
 }
 

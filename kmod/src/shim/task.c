@@ -1001,17 +1001,20 @@ int ssi_cwd(char *buf, int len)
 	return n;
 }
 
-/* ---- The end of tasks. ---- */
+/* ---- The end of tasks, and of their programs. ---- */
 
-/* Implemented in sys/task.rs; called with preemption disabled. */
+/* Implemented in sys/task.rs; called in the task itself, inside tracepoint_srcu. */
 void ssi_rs_exiting(struct task_struct *t, u32 tid, u32 tgid, int last);
+void ssi_rs_executed(struct task_struct *t, u32 tgid);
 
-static struct tracepoint *exit_tracepoint;
+static struct tracepoint *exit_tracepoint, *exec_tracepoint;
 
-static void find_exit(struct tracepoint *tp, void *unused)
+static void find_probed(struct tracepoint *tp, void *unused)
 {
 	if (!strcmp(tp->name, "sched_process_exit"))
 		exit_tracepoint = tp;
+	else if (!strcmp(tp->name, "sched_process_exec"))
+		exec_tracepoint = tp;
 }
 
 static void exit_probe(void *data, struct task_struct *t, bool group_dead)
@@ -1019,16 +1022,32 @@ static void exit_probe(void *data, struct task_struct *t, bool group_dead)
 	ssi_rs_exiting(t, t->pid, t->tgid, group_dead);
 }
 
-int ssi_exit_probe_add(void)
+static void exec_probe(void *data, struct task_struct *t, pid_t old_pid, struct linux_binprm *bprm)
 {
-	for_each_kernel_tracepoint(find_exit, NULL);
-	if (!exit_tracepoint)
-		return -ENOENT;
-	return tracepoint_probe_register(exit_tracepoint, exit_probe, NULL);
+	ssi_rs_executed(t, t->tgid);
 }
 
 void ssi_exit_probe_remove(void)
 {
+	tracepoint_probe_unregister(exec_tracepoint, exec_probe, NULL);
 	tracepoint_probe_unregister(exit_tracepoint, exit_probe, NULL);
 	tracepoint_synchronize_unregister();
+}
+
+int ssi_exit_probe_add(void)
+{
+	int r;
+
+	for_each_kernel_tracepoint(find_probed, NULL);
+	if (!exit_tracepoint || !exec_tracepoint)
+		return -ENOENT;
+	r = tracepoint_probe_register(exit_tracepoint, exit_probe, NULL);
+	if (r)
+		return r;
+	r = tracepoint_probe_register(exec_tracepoint, exec_probe, NULL);
+	if (r) {
+		tracepoint_probe_unregister(exit_tracepoint, exit_probe, NULL);
+		tracepoint_synchronize_unregister();
+	}
+	return r;
 }

@@ -533,7 +533,7 @@ pub fn cwd() -> Result<KVec<u8>> {
     Ok(buf)
 }
 
-/// While it lives, the end of tasks is noted.
+/// While it lives, the end of tasks is noted, and that of their programs.
 pub struct ExitWatch(());
 
 impl ExitWatch {
@@ -573,6 +573,23 @@ extern "C" fn ssi_rs_exiting(t: *mut RawTask, tid: u32, tgid: u32, last: c_int) 
         .is_err()
     {
         pr_err!("task {tid}: its end could not be noted\n");
+    }
+}
+
+#[no_mangle]
+extern "C" fn ssi_rs_executed(t: *mut RawTask, tgid: u32) {
+    if !crate::pager::pagers::any(|g| g.pid == tgid) {
+        return;
+    }
+    // As above; done before the new program runs.
+    let Some(task) = NonNull::new(t) else { return };
+    let task = core::mem::ManuallyDrop::new(TaskRef(task));
+    let job = job_with(move || crate::pager::program_ended(tgid), GFP_ATOMIC);
+    if job
+        .and_then(|j| task.work_atomic(When::OnReturn, j))
+        .is_err()
+    {
+        pr_err!("process {tgid}: its new program could not be noted\n");
     }
 }
 
