@@ -48,6 +48,8 @@ pub enum Found {
     Absent,
     /// Whatever the mapping itself says: zeros, or the file.
     Rest,
+    /// It will never be here.
+    Lost,
 }
 
 enum Slot {
@@ -195,7 +197,7 @@ impl Pager {
     }
 
     fn cut_off(self: &Arc<Self>) {
-        // In this order: a page that is missing must not read as zeros for a moment.
+        // In this order: this ends it, not a page that is missing.
         crate::process::kill(self.pid);
         self.die();
     }
@@ -218,6 +220,7 @@ impl Pager {
             Some(Slot::File) => Found::File,
             Some(Slot::Done) => Found::Rest,
             Some(Slot::Asked) | None if i.complete => Found::Rest,
+            Some(Slot::Asked) | None if i.dead => Found::Lost,
             Some(Slot::Asked) | None => Found::Absent,
         }
     }
@@ -498,7 +501,7 @@ impl Pager {
             return;
         };
         loop {
-            let run = {
+            let (run, dead) = {
                 let mut i = self.inner.lock();
                 let run = i.next_run();
                 if run.is_none() {
@@ -507,10 +510,13 @@ impl Pager {
                         return;
                     }
                 }
-                run
+                (run, i.dead)
             };
             let Some((addr, count)) = run else {
-                self.finish(&memory);
+                if !dead {
+                    memory.unhook(&self);
+                }
+                self.over();
                 return;
             };
             let at = |k: usize| addr + (k * PAGE) as u64;
@@ -559,18 +565,14 @@ impl Pager {
         self.over();
     }
 
-    /// All pages are in, or none is wanted any more.
-    fn finish(self: &Arc<Self>, memory: &Memory) {
-        memory.unhook(self);
-        self.over();
-    }
-
-    /// The source may let go of its memory.
+    /// All pages are in, or none is wanted any more. In the latter case mappings keep it as long as the memory
+    /// is there: whoever else uses that must not find zeros.
     fn over(self: &Arc<Self>) {
+        let memory = self.memory.lock().take();
+        drop(memory);
         if !self.leave() {
             return;
         }
-        *self.memory.lock() = None;
         let v = Verdict::new(self.token, self.pid);
         let _ = crate::node::say(
             self.source,

@@ -603,7 +603,7 @@ static vm_fault_t hook_fault(struct vm_fault *vmf)
 	} else if (found != 1) {
 		if (found == 2 || found == 4)
 			return file_fault(vmf, h);
-		if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		if (found == 5 || !(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
 			return VM_FAULT_SIGBUS;
 		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 			return VM_FAULT_RETRY;

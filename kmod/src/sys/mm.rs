@@ -471,6 +471,7 @@ extern "C" fn ssi_rs_pager_lookup(
         Found::File => 2,
         Found::Absent => 3,
         Found::Rest => 4,
+        Found::Lost => 5,
     }
 }
 
