@@ -348,13 +348,22 @@ impl Pager {
     /// `ENOMEM`: some are lost, and will be sent again.
     pub fn take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
         let _taking = self.taking.lock();
-        self.try_take(pages)
-            .inspect_err(|_| self.inner.lock().short = true)
+        let (mut news, mut kept) = (0, 0);
+        let r = self.try_take(pages, &mut news, &mut kept);
+        if r.is_err() {
+            self.inner.lock().short = true;
+        }
+        stat::add(Counter::PagesReceived, news);
+        // Also for those that came before one was lost.
+        self.wait.wake();
+        if r.is_err() || kept > 1 || self.inner.lock().install.len() >= INSTALLED {
+            self.start_installer();
+        }
+        r
     }
 
-    fn try_take(self: &Arc<Self>, pages: PageRuns<'_>) -> Result {
+    fn try_take(&self, pages: PageRuns<'_>, news: &mut i64, kept: &mut usize) -> Result {
         let memory = self.memory.lock().clone();
-        let (mut news, mut kept) = (0, 0);
         for run in pages {
             let given = match &memory {
                 Some(m) if run.kind == PageKind::Data => self.give(m, &run)?,
@@ -365,19 +374,14 @@ impl Pager {
                     PageKind::Zero => Slot::Zero,
                     PageKind::File => Slot::File,
                     PageKind::Data => {
-                        kept += 1;
+                        *kept += 1;
                         let page = run.data.get(k * PAGE..(k + 1) * PAGE).ok_or(EINVAL)?;
                         Slot::Data(DataPage::new(self.spare(), page)?)
                     }
                 };
-                news += i64::from(self.put(run.addr + (k * PAGE) as u64, slot)?);
+                *news += i64::from(self.put(run.addr + (k * PAGE) as u64, slot)?);
             }
-            news += given as i64;
-        }
-        stat::add(Counter::PagesReceived, news);
-        self.wait.wake();
-        if kept > 1 || self.inner.lock().install.len() >= INSTALLED {
-            self.start_installer();
+            *news += given as i64;
         }
         Ok(())
     }
