@@ -360,6 +360,56 @@ int ssi_exe_path(struct mm_struct *mm, char *buf, int len, u32 *major, u32 *mino
 	return n;
 }
 
+/* Whether nothing was ever at `addr` of anonymous memory. With the lock of `mm` held. */
+static bool is_hole(struct mm_struct *mm, unsigned long addr)
+{
+	bool hole = false;
+	spinlock_t *ptl;
+	pgd_t *pgd;
+	p4d_t *p4d;
+	pud_t *pud;
+	pmd_t *pmdp, pmd;
+
+	pgd = pgd_offset(mm, addr);
+	if (pgd_none(*pgd))
+		return true;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d))
+		return true;
+	pud = pud_offset(p4d, addr);
+	if (pud_none(*pud))
+		return true;
+	if (pud_leaf(*pud))
+		return false;
+	pmdp = pmd_offset(pud, addr);
+	/* A table that is empty may be freed meanwhile. */
+	rcu_read_lock();
+	pmd = pmdp_get_lockless(pmdp);
+	if (pmd_none(pmd)) {
+		hole = true;
+	} else if (pmd_present(pmd) && !pmd_leaf(pmd)) {
+		ptl = pte_lockptr(mm, &pmd);
+		spin_lock(ptl);
+		if (pmd_same(pmd, pmdp_get_lockless(pmdp)))
+			hole = pte_none(ptep_get(pte_offset_kernel(&pmd, addr)));
+		spin_unlock(ptl);
+	}
+	rcu_read_unlock();
+	return hole;
+}
+
+/* Why a page cannot be had: 0 it is a guard, which holds nothing; -EFAULT it is lost; else errno. */
+static int why_not(struct vm_area_struct *vma, unsigned long addr)
+{
+	vm_fault_t r = handle_mm_fault(vma, addr, FAULT_FLAG_REMOTE, NULL);
+
+	if (r & VM_FAULT_SIGSEGV)
+		return 0;
+	if (r & VM_FAULT_OOM)
+		return -ENOMEM;
+	return r & VM_FAULT_ERROR ? -EFAULT : -EAGAIN;
+}
+
 /*
  * Copies a page out of `mm`. 0: nothing was ever there, it reads as zeros; 1: copied; 2: it is the
  * file's own page, or lies behind its end (only if `file_is_known`). Negative: errno; with `nowait`
@@ -386,6 +436,20 @@ int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known, i
 	if (!vma->vm_file)
 		flags |= FOLL_DUMP;
 	n = get_user_pages_remote(mm, addr, 1, flags, &page, &locked);
+	if (n == -EFAULT && (flags & FOLL_DUMP)) {
+		/* A hole, zeros that were only read, a huge page that is being moved, or an error. */
+		if (!locked)
+			return -EAGAIN;
+		if (is_hole(mm, addr)) {
+			r = 0;
+			goto unlock;
+		}
+		n = get_user_pages_remote(mm, addr, 1, flags & ~FOLL_DUMP, &page, &locked);
+		if (n == -EFAULT) {
+			r = locked && !nowait ? why_not(vma, addr) : -EAGAIN;
+			goto unlock;
+		}
+	}
 	if (n == 1) {
 		if (locked && vma->vm_file && !PageAnon(page) && file_is_known) {
 			r = 2;
@@ -397,6 +461,7 @@ int ssi_page_read(struct mm_struct *mm, u64 addr, void *to, int file_is_known, i
 	} else {
 		r = n == -EFAULT ? (file_is_known ? 2 : 0) : n < 0 ? n : -EAGAIN;
 	}
+unlock:
 	if (locked)
 		mmap_read_unlock(mm);
 	return r;

@@ -201,7 +201,7 @@ impl Memory {
     /// the file's own are not copied. With `nowait`, does not sleep for the page or the memory's lock.
     ///
     /// # Errors
-    /// `EAGAIN`: try again. `EFAULT`: this memory lost pages and cannot be trusted any more.
+    /// `EAGAIN`: try again. `EFAULT`: the page is lost, or others are and this memory cannot be trusted any more.
     pub fn read(
         &self,
         addr: u64,
