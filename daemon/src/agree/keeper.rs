@@ -499,26 +499,24 @@ impl Keeper {
             },
         };
         let done = ask(&self.agreement, command).await;
+        let is_unheld = matches!(done, Err(Error::Refused(Refusal::NotHeld)));
+        // Either the session of whoever has it has ended just now: then it is its own until its time is over, and goes
+        // back. Or nobody has it from here any more. Nothing is done with it before that is known.
+        let has_it = is_unheld && matches!(task, Task::Reveal(..)) && self.has(id, name).await?;
         self.inner().note_done(name, &task, &done);
         self.settled.notify_waiters();
         match done {
-            // Its session has ended just now: the lock is its own until its time is over, and then goes back.
-            Err(Error::Refused(Refusal::NotHeld))
-                if matches!(task, Task::Reveal(..)) && self.has(id, name) =>
-            {
-                Ok(())
-            }
+            Err(Error::Refused(Refusal::NotHeld)) if has_it => Ok(()),
             Err(Error::Refused(Refusal::SessionEnded | Refusal::NotHeld)) => self.close().await,
             done => done.map(drop),
         }
     }
 
-    /// Whether the state, as far as it is known here, has this session keep the lock.
-    fn has(&self, id: Unique, name: &str) -> bool {
-        let states = self.agreement.watch();
-        let state = states.borrow();
+    /// Whether the state has this session keep the lock.
+    async fn has(&self, id: Unique, name: &str) -> Result<bool, Error> {
+        let state = self.agreement.read().await?;
         let session = state.locks.session(id);
-        session.is_some_and(|s| s.held.contains(name))
+        Ok(session.is_some_and(|s| s.held.contains(name)))
     }
 
     async fn renew(&self) -> Result<(), Error> {

@@ -352,11 +352,11 @@ impl Session {
     /// See [`Error`].
     pub async fn renew(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        // First, so that nothing is lent on to a session that has ended. Without a lock that was lent it is for the
-        // state to say whether it ever was.
-        if self.is_open || self.lent.is_empty() {
-            let session = self.id;
-            self.ask(lock::Command::Renew { session }).await?;
+        // First, so that nothing is lent on to a session that has ended.
+        let mut is_told = false;
+        if self.knows_state() {
+            self.renew_in_state().await?;
+            is_told = true;
         }
         if let Some(keeper) = self.keeper.clone() {
             for name in self.lent.clone() {
@@ -367,8 +367,22 @@ impl Session {
                 }
             }
         }
+        // What was lent may have been revealed to the state meanwhile.
+        if !is_told && self.knows_state() {
+            self.renew_in_state().await?;
+        }
         self.renewed = now;
         Ok(())
+    }
+
+    /// Whether the state knows of it. Without a lock that was lent it is for the state to say whether it ever did.
+    fn knows_state(&self) -> bool {
+        self.is_open || self.lent.is_empty()
+    }
+
+    async fn renew_in_state(&mut self) -> Result<(), Error> {
+        let session = self.id;
+        self.ask(lock::Command::Renew { session }).await.map(drop)
     }
 
     /// Ends the session, and gives up what it holds.

@@ -313,3 +313,32 @@ async fn who_let_its_session_end_is_lent_nothing_and_others_keep_theirs() {
     good.renew().await.unwrap();
     assert_eq!(desk.keeper.holder("a").map(|(_, token)| token), Some(token));
 }
+
+/// The first renewal after the state was told who has what is kept counts there.
+#[tokio::test(start_paused = true)]
+async fn what_was_revealed_is_renewed_in_the_state_at_once() {
+    let (_cluster, desks) = desks(32).await;
+    for desk in &desks {
+        tokio::spawn(keep_time(desk.node.clone()));
+    }
+    let desk = &desks[1];
+    let mut first = desk.session();
+    take(&mut first, None).await.unwrap();
+    first.close().await.unwrap();
+    let mut user = desk.session();
+    let token = take(&mut user, None).await.unwrap();
+    let mut other = desks[2].session();
+    let held = take(&mut other, None).await;
+    assert!(
+        matches!(held, Err(lease::Error::Refused(Refusal::Held))),
+        "{held:?}"
+    );
+    sleep(TTL * 7 / 10).await;
+    user.renew().await.unwrap();
+    // Its lease of before is over by now.
+    sleep(TTL * 7 / 10).await;
+    let state = desk.node.read().await.unwrap();
+    assert_eq!(state.locks.token(user.id(), "a"), Some(token));
+    let held = take(&mut other, None).await;
+    assert!(held.is_err(), "{held:?}");
+}
