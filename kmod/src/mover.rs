@@ -453,6 +453,10 @@ fn try_leave(
     }
 
     p.set_source(source.clone());
+    // Before it is known to be away: what comes then needs them.
+    if let Ok(threads) = frozen.puppets() {
+        p.set_threads(threads, frozen.area_bytes());
+    }
     let place = if home == here {
         Place::Away(m.target)
     } else {
@@ -475,9 +479,6 @@ fn try_leave(
         // It was killed here before it ran there.
         p.set_source(None);
         end_there(m);
-    }
-    if let Ok(threads) = frozen.puppets() {
-        p.set_threads(threads, frozen.area_bytes());
     }
     if let Err(e) = frozen.keep(p) {
         if e != ESRCH {

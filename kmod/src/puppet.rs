@@ -601,11 +601,6 @@ impl Puppet {
         false
     }
 
-    /// Whether the caller, who is this puppet, is in the fault on its park page.
-    pub fn is_at_page(&self) -> bool {
-        task::puppet_regs().ip == self.park_ip()
-    }
-
     /// In the fault on its park page.
     fn at_page(self: &Arc<Self>) -> Parked {
         let r = task::puppet_regs();

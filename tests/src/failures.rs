@@ -24,6 +24,8 @@ use crate::tool::spin;
 const DEAD_WITHIN: Duration = Duration::from_secs(25);
 /// It has most of that time.
 const NOT_DEAD_BEFORE: Duration = Duration::from_secs(5);
+/// How long wires are bad.
+const BAD_FOR: Duration = Duration::from_secs(120);
 const KILLED: End = End::Signal(9);
 
 /// The tests.
@@ -41,6 +43,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("fail-home-frozen", home_frozen),
         Test::new("fail-stranger-off", stranger_off),
         Test::new("fail-former-host-off", former_host_off),
+        Test::new("fail-bad-wires", bad_wires),
         Test::new("fail-source-off", source_off),
         Test::new("fail-killed", killed),
         Test::new("fail-killed-moving-on", killed_moving_on),
@@ -327,6 +330,40 @@ fn former_host_off(cluster: &Cluster) -> Result<()> {
     let end = end?;
     ensure!(end == End::Exit(PASSED), "{end:?}\n{}", proc.evidence());
     Ok(())
+}
+
+/// Wires that are slow and lose a tenth of what they carry are no death of anybody, and processes move over them.
+fn bad_wires(cluster: &Cluster) -> Result<()> {
+    let on_all = |script: &str| {
+        cluster
+            .nodes()
+            .into_iter()
+            .try_for_each(|node| cluster.sh(node, script).map(drop))
+    };
+    let deaths = || -> Result<u32> {
+        let count = "grep -c 'declared dead' /var/log/ssid.log; true";
+        let each = cluster.nodes().into_iter();
+        each.map(|node| Ok(cluster.sh(node, count)?.trim().parse::<u32>()?))
+            .sum()
+    };
+    let mut proc = spin(cluster)?;
+    let before = deaths()?;
+    on_all("modprobe sch_netem && tc qdisc add dev eth0 root netem delay 100ms 50ms loss 10%")?;
+    let run = || -> Result<()> {
+        for to in [N2, N3, N1] {
+            hop(&proc, "spin", Doing::Computing, to)?;
+            thread::sleep(BAD_FOR / 3);
+            prove_runs(cluster, proc.pid(), "spin", N1, to, Doing::Computing)?;
+        }
+        Ok(())
+    };
+    let ran = run();
+    on_all("tc qdisc del dev eth0 root")?;
+    ran?;
+    let more = deaths()? - before;
+    ensure!(more == 0, "{more} times somebody was declared dead");
+    cluster.wait_linked(&cluster.nodes())?;
+    proc.must_pass()
 }
 
 /// A process that has come home ends with the node on which pages of it still are: what it would read there nobody knows.

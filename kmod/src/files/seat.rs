@@ -4,7 +4,7 @@
 //!
 //! A deputy does one at a time. One that waits (for input at a terminal) makes room when another
 //! order comes, for another thread may borrow the deputy: it is interrupted, and done again after
-//! that. A thread that was captured a moment ago is no deputy yet: it does nothing that may wait.
+//! that. What comes for a thread that was captured a moment ago, and is no deputy yet, waits until it is.
 //!
 //! Lock order: a seat's `inner` is taken with nothing else held, and for moments only.
 
@@ -20,8 +20,6 @@ use kernel::sync::{new_spinlock, Arc, SpinLock};
 /// Interruptions in a row, each within a millisecond, after which a deputy takes a rest.
 const HASTY: u32 = 8;
 const REST_MS: u32 = 2;
-/// How long an operation waits for a captured thread to become a deputy, in ms.
-const SOON_MS: u32 = 5;
 /// How long an operation that was stopped by job control waits to be taken back, in ms.
 const STOPPED_MS: u32 = 100;
 
@@ -160,11 +158,6 @@ impl Seat {
         let Some(op) = op else {
             return Next::Stay;
         };
-        if !p.is_at_page() {
-            self.inner.lock().busy = false;
-            pool::push(Job::Later(op, SOON_MS));
-            return Next::Stay;
-        }
         if p.has_orders() && op.may_wait() {
             interrupt(p.tid);
         }
