@@ -470,10 +470,11 @@ fn try_leave(
         }
         if *m.stage.lock() == Stage::Lost {
             // Who looked for what that node ran took it for one that is still leaving.
-            let _ = leader.signal(&SigInfo {
-                signo: 9,
-                ..SigInfo::default()
-            });
+            if home == here {
+                process::kill(p.pid);
+            } else {
+                p.died_on();
+            }
         }
     } else {
         // It was killed here before it ran there.

@@ -145,6 +145,16 @@ impl Process {
         }
     }
 
+    /// It moved on from here to a node that is dead, which may not have told its home that it had it.
+    pub fn died_on(&self) {
+        self.send(
+            self.home,
+            Kind::Kill,
+            wire::bytes(&Verdict::new(0, self.pid)),
+        );
+        kill(self.pid);
+    }
+
     /// Its puppets.
     pub fn threads(&self) -> Result<KVec<Arc<Puppet>>> {
         let mut v = KVec::new();
@@ -627,6 +637,8 @@ pub fn frame(peer: NodeId, kind: Kind, payload: &[u8]) -> Result {
             if let Some(p) = processes::get(u64::from(pid)) {
                 match p.place() {
                     Place::Guest | Place::Leaving => kill(pid),
+                    // It had moved on, to a node that died before it could say so here.
+                    Place::Away(host) if host == peer => kill(pid),
                     Place::Remnant(host) => p.send(host, Kind::Kill, payload),
                     _ => {}
                 }
@@ -654,7 +666,7 @@ pub fn peer_dead(peer: NodeId) {
                     g.die();
                 }
             }
-            Place::Remnant(host) if host == peer => kill(p.pid),
+            Place::Remnant(host) if host == peer => p.died_on(),
             _ => {}
         }
     }
