@@ -506,3 +506,23 @@ fn process(p: msg::Process) -> api::Process {
         missing_pages: p.missing_pages,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_one_user_nor_all_have_every_connection() {
+        let users = Users::default();
+        let of = |uid: u32, n: usize| -> Vec<Counted> {
+            std::iter::from_fn(|| users.count(uid)).take(n).collect()
+        };
+        assert_eq!(of(7, usize::MAX).len(), MAX_CONNECTIONS);
+        let all: Vec<_> = (1..100).flat_map(|uid| of(uid, usize::MAX)).collect();
+        assert_eq!(all.len(), MAX_CONNECTIONS_OF_ALL);
+        // Somebody has to be able to see to it.
+        assert_eq!(of(0, 1).len(), 1);
+        drop(all);
+        assert_eq!(of(7, 1).len(), 1);
+    }
+}

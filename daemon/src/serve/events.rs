@@ -115,3 +115,28 @@ async fn ask(cluster: &Cluster, known: &Known) -> Vec<(NodeId, Option<Answer>)> 
         .map(|(node, a)| (node, a.map(|a| a.answer)));
     told.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_tells_only_what_happened_on_itself_and_when() {
+        let at = Stamp::from_bits(7 << 20);
+        let told = |node: u32, hlc: Stamp| {
+            let time = "2027-01-02T03:04:05Z";
+            let event = serde_json::json!({
+                "hlc": hlc.to_string(), "time": time, "node": node, "event": "stopped",
+            });
+            event.to_string()
+        };
+        let two = NodeId::new(2).unwrap();
+        let later = Stamp::from_bits(8 << 20);
+        assert!(is_of(&told(2, at), two, at));
+        // Before it had a number.
+        assert!(is_of(&told(0, at), two, at));
+        assert!(!is_of(&told(1, at), two, at));
+        assert!(!is_of(&told(2, later), two, at));
+        assert!(!is_of("{}", two, at));
+    }
+}
