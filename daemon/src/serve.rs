@@ -42,7 +42,7 @@ const SERVICE: &str = "org.varlink.service";
 const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 /// Connections of one user at once.
 const MAX_CONNECTIONS: usize = 64;
-/// Connections of all of them but root: files are needed for more than these.
+/// Connections of all users at once, beyond which only root gets more: files are needed for more than these.
 const MAX_CONNECTIONS_OF_ALL: usize = 1024;
 /// A client that takes nothing for so long is dropped.
 const WRITE_IN: Duration = Duration::from_secs(30);

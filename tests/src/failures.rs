@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cluster::{Cluster, N1, N2, N3, Node};
 use crate::host::{Output, eventually};
 use crate::lines;
-use crate::moves::{hop, travel};
+use crate::moves::{home_without_memory, hop, travel};
 use crate::place::{Doing, prove_runs, prove_runs_among, task};
 use crate::proc::{End, Io, PASSED, Proc, Start};
 use crate::ssictl::{migrate, try_migrate};
@@ -368,14 +368,7 @@ fn bad_wires(cluster: &Cluster) -> Result<()> {
 
 /// A process that has come home ends with the node on which pages of it still are: what it would read there nobody knows.
 fn source_off(cluster: &Cluster) -> Result<()> {
-    // From n2 pages come only when they are asked for.
-    cluster.reload_on(&[N2], "push=0 prefetch=1")?;
-    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
-    proc.ready()?;
-    hop(&proc, "memory", Doing::Computing, N2)?;
-    // A move away from a host is over when all of the memory has come.
-    let pid = proc.pid().to_string();
-    cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
+    let mut proc = home_without_memory(cluster)?;
     let ticks =
         || Ok::<_, anyhow::Error>(task(cluster, N1, proc.pid())?.context("it is gone")?.ticks);
     let before = ticks()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::{Cluster, N1, N2, N3, top};
-use crate::moves::hop;
+use crate::moves::{home_without_memory, hop};
 use crate::place::{Doing, prove_runs};
 use crate::proc::{End, Proc, Start};
 use crate::suite::Test;
@@ -67,16 +67,9 @@ fn in_use(cluster: &Cluster) -> Result<()> {
 /// A process that has come home is killed there before its memory has come, for which nobody asks any more: neither node
 /// keeps the module for it.
 fn killed_while_filling(cluster: &Cluster) -> Result<()> {
-    // From n2 pages come only when they are asked for.
-    cluster.reload_on(&[N2], "push=0 prefetch=1")?;
-    let mut proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
-    proc.ready()?;
-    hop(&proc, "memory", Doing::Computing, N2)?;
-    let pid = proc.pid().to_string();
-    // A move away from a host is over when all of the memory has come.
-    cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
+    let mut proc = home_without_memory(cluster)?;
     let kept = [N1, N2].map(|node| cluster.exec(node, &["rmmod", "ssi"]));
-    cluster.sh(N1, &format!("kill -9 {pid}"))?;
+    cluster.sh(N1, &format!("kill -9 {}", proc.pid()))?;
     let ended = proc.must_end(End::Signal(9));
     // Unloads it, for which there is no second try by force.
     let unloaded = cluster.reload_on(&[N1, N2], "");

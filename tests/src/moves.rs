@@ -18,6 +18,19 @@ pub fn hop(proc: &Proc<'_>, comm: &str, doing: Doing, to: Node) -> Result<()> {
         .with_context(|| format!("after the move to {to}\n{}", proc.evidence()))
 }
 
+/// A program of n1 that has come home from n2, where most of its memory still is. n2 sends only what it is asked for until
+/// its module is loaded again.
+pub fn home_without_memory(cluster: &Cluster) -> Result<Proc<'_>> {
+    cluster.reload_on(&[N2], "push=0 prefetch=1")?;
+    let proc = Proc::start(cluster, &Start::guest("memory hold 16"))?;
+    proc.ready()?;
+    hop(&proc, "memory", Doing::Computing, N2)?;
+    // A move away from a host is over when all of the memory has come.
+    let pid = proc.pid().to_string();
+    cluster.ssictl(N1, &["migrate", &pid, "--to", "n1", "--timeout", "10"])?;
+    Ok(proc)
+}
+
 /// Goes along a route. `ROUTE=2,1` in the environment replaces it; without the module there is none.
 pub fn travel(proc: &Proc<'_>, comm: &str, doing: Doing, route: &[Node]) -> Result<()> {
     let chosen: Vec<Node> = match std::env::var("ROUTE") {

@@ -43,6 +43,19 @@ impl About {
         }
     }
 
+    /// For another node to do or answer; it is passed on once less from there. There must be a time left, as
+    /// [`Cluster::next`] sees to.
+    fn pass_on(self, to: Option<NodeId>, wait: bool) -> Migrate {
+        Migrate {
+            pid: self.pid,
+            to: to.map_or(0, |n| n.get().into()),
+            uid: self.user.uid,
+            is_admin: self.user.is_admin,
+            hops: self.hops - 1,
+            wait,
+        }
+    }
+
     /// As another node passed it on.
     pub(super) fn passed_on(m: &Migrate) -> Self {
         Self {
@@ -110,14 +123,7 @@ impl Cluster {
             Route::Here => self.migrate_from_here(about, to, wait, on_phase).await,
             Route::Node(node) => {
                 let peer = self.next(about, node)?;
-                let request = Migrate {
-                    pid: about.pid,
-                    to: to.get().into(),
-                    uid: about.user.uid,
-                    is_admin: about.user.is_admin,
-                    hops: about.hops - 1,
-                    wait,
-                };
+                let request = about.pass_on(Some(to), wait);
                 let mut answers = peer.ask(Request::Migrate(request)).await?;
                 loop {
                     match tokio::time::timeout(MIGRATE_IN, answers.recv()).await {
@@ -237,14 +243,7 @@ impl Cluster {
             }
             Route::Node(node) => {
                 let peer = self.next(about, node)?;
-                let request = Migrate {
-                    pid: about.pid,
-                    to: to.map_or(0, |n| n.get().into()),
-                    uid: about.user.uid,
-                    is_admin: about.user.is_admin,
-                    hops: about.hops - 1,
-                    wait: false,
-                };
+                let request = about.pass_on(to, false);
                 match peer.ask_once(Request::Why(request), ASK_IN).await? {
                     Answer::Movable(m) => {
                         msg::node(m.node).ok_or_else(|| Failure::unreachable(node))

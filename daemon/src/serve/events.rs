@@ -67,10 +67,15 @@ impl Connection {
     /// What all nodes have to tell that is not `known`, in order.
     async fn news(&self, known: &mut Known) -> Vec<Event> {
         let after = |known: &Known, node| known.get(&node).copied().unwrap_or_default();
-        let mut all = self.stage.audit().recent(after(known, None));
-        if let Some((last, _)) = all.last() {
+        let own = self.stage.audit().recent(after(known, None));
+        if let Some((last, _)) = own.last() {
             known.insert(None, *last);
         }
+        // What is no record is not told.
+        let own = own.into_iter();
+        let mut all: Vec<(Stamp, Event)> = own
+            .filter_map(|(at, json)| Some((at, serde_json::from_str(&json).ok()?)))
+            .collect();
         // A machine in no cluster has only its own.
         if let Ok(cluster) = self.stage.cluster() {
             for (node, told) in ask(&cluster, known).await {
@@ -80,25 +85,25 @@ impl Connection {
                 let first = after(known, Some(node));
                 for record in recent.records {
                     let at = Stamp::from_bits(record.stamp);
-                    if at > first && is_of(&record.json, node, at) {
+                    if at > first
+                        && let Some(event) = told_by(node, at, &record.json)
+                    {
                         known.insert(Some(node), at.max(after(known, Some(node))));
-                        all.push((at, record.json));
+                        all.push((at, event));
                     }
                 }
             }
         }
         all.sort_by_key(|(at, _)| *at);
-        // What is no record is not told.
-        all.iter()
-            .filter_map(|(_, json)| serde_json::from_str(json).ok())
-            .collect()
+        all.into_iter().map(|(_, event)| event).collect()
     }
 }
 
-/// Whether it is a record of this node, or of the machine before it was one, from when it is said to be.
-fn is_of(json: &str, node: NodeId, at: Stamp) -> bool {
-    let event: Option<Event> = serde_json::from_str(json).ok();
-    event.is_some_and(|e| [0, u32::from(node.get())].contains(&e.node) && e.hlc.parse() == Ok(at))
+/// What a node tells, if that is a record of its own, or of the machine before it was a node, from when it is said to be.
+fn told_by(node: NodeId, at: Stamp, json: &str) -> Option<Event> {
+    let event: Event = serde_json::from_str(json).ok()?;
+    let is_its_own = [0, u32::from(node.get())].contains(&event.node);
+    (is_its_own && event.hlc.parse() == Ok(at)).then_some(event)
 }
 
 /// What the other nodes have to tell.
@@ -132,11 +137,11 @@ mod tests {
         };
         let two = NodeId::new(2).unwrap();
         let later = Stamp::from_bits(8 << 20);
-        assert!(is_of(&told(2, at), two, at));
+        assert!(told_by(two, at, &told(2, at)).is_some());
         // Before it had a number.
-        assert!(is_of(&told(0, at), two, at));
-        assert!(!is_of(&told(1, at), two, at));
-        assert!(!is_of(&told(2, later), two, at));
-        assert!(!is_of("{}", two, at));
+        assert!(told_by(two, at, &told(0, at)).is_some());
+        assert!(told_by(two, at, &told(1, at)).is_none());
+        assert!(told_by(two, at, &told(2, later)).is_none());
+        assert!(told_by(two, at, "{}").is_none());
     }
 }
